@@ -1,0 +1,134 @@
+"""Every error this package raises, each with one sentence and its data as attributes.
+
+All of them derive from `AdmissionError`.  Errors about a request carry the HTTP ``status`` with which the
+middleware answers; errors about a ticket carry the ticket's id.
+"""
+
+from __future__ import annotations
+
+
+class AdmissionError(Exception):
+    """Base of all errors of this package."""
+
+
+class ConfigError(AdmissionError):
+    """The configuration cannot be used.
+
+    :param problems: one text for each problem, complete with file, section, option, value and expectation.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class StoreError(AdmissionError):
+    """The store could not carry out a step; the step has had no effect."""
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot be reached or written just now; the same step may succeed later."""
+
+
+class StoreMismatch(StoreError):
+    """The store was written by a version of this package that this one cannot work with."""
+
+
+class TicketError(AdmissionError):
+    """A step named a ticket that cannot take it.
+
+    :param ticket_id: the id that was named.
+    """
+
+    def __init__(self, ticket_id: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.ticket_id = ticket_id
+
+
+class UnknownTicket(TicketError):
+    """No ticket has this id."""
+
+    def __init__(self, ticket_id: str) -> None:
+        super().__init__(ticket_id, f"There is no ticket {ticket_id}.")
+
+
+class GoneTicket(TicketError):
+    """The ticket was removed after its retention.
+
+    :param owner: the account it belonged to, or an empty string.
+    """
+
+    def __init__(self, ticket_id: str, owner: str) -> None:
+        super().__init__(ticket_id, f"Ticket {ticket_id} was removed after its retention.")
+        self.owner = owner
+
+
+class FinalTicket(TicketError):
+    """The ticket is in a final state and cannot change any more.
+
+    :param state: that state's value, for instance ``"completed"``.
+    """
+
+    def __init__(self, ticket_id: str, state: str) -> None:
+        super().__init__(ticket_id, f"Ticket {ticket_id} is {state} already.")
+        self.state = state
+
+
+class LeaseLost(TicketError):
+    """A worker wrote under an attempt that is no longer the current one.
+
+    :param attempt: the attempt under which it tried.
+    """
+
+    def __init__(self, ticket_id: str, attempt: int) -> None:
+        super().__init__(ticket_id, f"Attempt {attempt} at ticket {ticket_id} is not the current one.")
+        self.attempt = attempt
+
+
+class RequestRefused(AdmissionError):
+    """A request that can be neither recorded nor run: the client has to change it."""
+
+    status = "400 Bad Request"
+
+
+class TruncatedBody(RequestRefused):
+    """The body ended before its Content-Length.
+
+    :param expected: bytes announced.
+    :param received: bytes that arrived.
+    """
+
+    def __init__(self, expected: int, received: int) -> None:
+        super().__init__(f"The body ended after {received} of {expected} bytes.")
+        self.expected = expected
+        self.received = received
+
+
+class InvalidLength(RequestRefused):
+    """The Content-Length is not a whole number, 0 or more."""
+
+    def __init__(self, value: str) -> None:
+        super().__init__(f"Content-Length {value!r} is not a whole number, 0 or more.")
+        self.value = value
+
+
+class BodyTooLarge(RequestRefused):
+    """The body is larger than the route's ``max_body``.
+
+    :param limit: the largest body, in bytes.
+    """
+
+    status = "413 Content Too Large"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"The body is larger than {limit} bytes.")
+        self.limit = limit
+
+
+class LengthRequired(RequestRefused):
+    """The body's end cannot be told: it has no Content-Length and the server does not end the input."""
+
+    status = "411 Length Required"
+
+    def __init__(self) -> None:
+        super().__init__("The body needs a Content-Length on this server.")

@@ -1,0 +1,95 @@
+"""The ticket: one accepted request, its state and the legal moves.
+
+::
+
+    queued -> processing -> completed            the app answered (any status below 500)
+                         -> failed               it answered 5xx, raised, or ran out of attempts
+                         -> queued               its worker died or is leaving, and attempts are left
+    queued -> cancelled                          by its owner, an operator, or its deadline
+    processing -> cancelled                      asked for; takes effect when the app returns
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import BinaryIO
+
+
+class State(str, enum.Enum):
+    """Where a ticket is on its way; the values are what clients see."""
+
+    QUEUED = "queued"  # waiting for its first or its next attempt
+    PROCESSING = "processing"  # leased to a worker that runs it
+    COMPLETED = "completed"  # the app answered with a status below 500
+    FAILED = "failed"  # the app answered 5xx or raised, or the attempts are used up
+    CANCELLED = "cancelled"  # nobody wants it any more
+
+    @property
+    def final(self) -> bool:
+        """Whether the ticket stays in this state for ever."""
+        return self not in LEGAL_MOVES
+
+
+LEGAL_MOVES = {
+    State.QUEUED: frozenset({State.PROCESSING, State.CANCELLED}),
+    State.PROCESSING: frozenset({State.COMPLETED, State.FAILED, State.QUEUED, State.CANCELLED}),
+}
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """One accepted request.  Times are seconds since the epoch.
+
+    :param id: a random uuid4; who knows it may read an anonymous client's ticket.
+    :param route: the name of the route that matched.
+    :param tier: the name of the client's tier.
+    :param tier_rank: the tier's place in the configuration, 0 first.
+    :param client: the unit of fairness inside a tier: an account or a network address.
+    :param owner: the account the ticket answers to, or an empty string: it answers to whoever has the id.
+    :param cost: the run time in seconds that was expected at submission; charged to the client's fair share.
+    :param crash_retries: how many times the ticket runs again after its worker died.
+    :param start: its rank inside the tier (see `policy.ordering`), set by the store's ``put``.
+    :param number: counts the tickets of the store upwards; decides between equal ranks.
+    :param attempt: how often it has been claimed; the fencing token of every write about its run.
+    :param crashes: how many of the attempts ended with the death of their worker.
+    :param cancelling: a cancellation was asked for while it was processing.
+    :param progress: what the app reported, 0 to 1, or None.
+    :param note: what the app said about its progress.
+    :param error: for a failed or cancelled ticket one sentence on why, for people.
+    """
+
+    id: str
+    route: str
+    tier: str
+    tier_rank: int
+    client: str
+    owner: str
+    cost: float
+    crash_retries: int
+    created_at: float
+    state: State = State.QUEUED
+    start: float = 0.0
+    number: int = 0
+    started_at: float | None = None
+    completed_at: float | None = None
+    attempt: int = 0
+    crashes: int = 0
+    cancelling: bool = False
+    progress: float | None = None
+    note: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A request or a response in the form in which it is stored.
+
+    :param head: JSON text: what is not the body (see `replay`).
+    :param body: a binary file, open for reading at its beginning; whoever receives a recording closes it.
+    :param length: the number of bytes in ``body``.
+    """
+
+    head: str
+    body: BinaryIO
+    length: int
