@@ -1,0 +1,5 @@
+"""Build the package; everything is declared in pyproject.toml."""
+
+from setuptools import setup
+
+setup()
