@@ -1,0 +1,1 @@
+"""The example site that the README starts."""

@@ -1,0 +1,1 @@
+"""Thin adapters to servers and frameworks; nothing imports them."""

@@ -1,0 +1,1 @@
+"""Arithmetic only: no I/O, no clock, no thread.  Values in, values out."""

@@ -1,0 +1,1 @@
+"""What clients see: the queue API and the sentences in it."""

@@ -1,0 +1,72 @@
+"""Decide what happens to a matching request: run it now, or give it a place in the line."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Mode(str, enum.Enum):
+    """How the line behaves (``[admission] mode``)."""
+
+    AUTO = "auto"  # queue above the load threshold
+    QUEUE_ALL = "queue_all"  # queue every matching request
+    PASS_THROUGH = "pass_through"  # queue nothing; what waits is still replayed
+    SHADOW = "shadow"  # decide and count, but always let through
+
+
+class Verdict(enum.Enum):
+    """What is done with a request."""
+
+    PASS = "pass"  # noqa: S105: not a password.  It is not ours: the app, without a slot
+    RUN = "run"  # the app at once, holding a slot
+    QUEUE = "queue"  # a ticket
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A verdict and the reason for it, one word: mode, line, slots, cpu, memory, or idle."""
+
+    verdict: Verdict
+    reason: str
+
+
+class LoadView(Protocol):
+    """What a decision needs of the load."""
+
+    @property
+    def above(self) -> str:
+        """The name of the first sensor that is above its threshold, or an empty string."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """What waits that a newcomer must not overtake.
+
+    :param waiting: queued tickets of the newcomer's or a better tier that could use a free slot.
+    """
+
+    waiting: int
+
+
+_IDLE = Decision(Verdict.RUN, "idle")
+_WAITING = Decision(Verdict.QUEUE, "line")
+_QUEUE_ALL = Decision(Verdict.QUEUE, "mode")
+_PASS_THROUGH = Decision(Verdict.PASS, "mode")
+
+
+def decide(mode: Mode, load: LoadView, line: Line) -> Decision:
+    """Return the verdict on a newcomer.
+
+    In shadow mode this is what would have happened; the caller lets the request through all the same.
+    """
+    if mode is Mode.QUEUE_ALL:
+        return _QUEUE_ALL
+    if mode is Mode.PASS_THROUGH:
+        return _PASS_THROUGH
+    if line.waiting:
+        return _WAITING
+    if load.above:
+        return Decision(Verdict.QUEUE, load.above)
+    return _IDLE

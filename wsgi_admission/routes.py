@@ -1,0 +1,150 @@
+"""Match a request to a route: one compiled expression for all of them and the API prefix together.
+
+A pattern is a path in which ``<name>`` stands for one segment, ``<int:n>`` for a whole number, ``<float:x>``
+for a number with a point, ``<uuid:id>`` for a UUID and ``<path:rest>`` for anything, slashes included.
+
+A route must not be got around by writing its path in another way that the app, or a framework below it, takes
+for the same.  So a path is matched as it came, whatever its case and with or without a slash at its end, and,
+if it holds anything that could be such a trick (``//``, ``/./``, ``/../``, ``;x=y``, ``%2f``, a backslash),
+in its normalised form too.  If either matches, the route applies; what the app sees is never changed.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Iterable, Sequence
+from typing import Final, Generic, Protocol, TypeVar
+from urllib.parse import unquote
+
+_CONVERTERS = {
+    "string": r"[^/]+",
+    "int": r"\d+",
+    "float": r"\d+\.\d+",
+    "uuid": r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}",
+    "path": r".+",
+}
+_PLACEHOLDER = re.compile(r"<(?:(?P<converter>[^<>:]*):)?(?P<name>[^<>:]*)>")
+
+
+class Target(Protocol):
+    """What this module needs of a route: its patterns and the methods that it takes."""
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The path patterns."""
+
+    @property
+    def methods(self) -> frozenset[str]:
+        """The request methods, in upper case."""
+
+
+class Api(enum.Enum):
+    """The answer of `Table.find` for a path of the queue API."""
+
+    API = "api"
+
+
+API: Final = Api.API
+R = TypeVar("R", bound=Target)
+
+
+def expression(pattern: str) -> str:
+    """Return the regular expression (without groups) that a path pattern stands for.
+
+    :raises ValueError: about the pattern, in words that can follow it.
+    """
+    if not pattern.startswith("/"):
+        raise ValueError("must begin with '/'")
+    if re.search(r"[\s?#]", pattern):
+        raise ValueError("must be a path without spaces, '?' or '#'")
+    parts, end, names = [], 0, set()
+    for found in _PLACEHOLDER.finditer(pattern):
+        converter, name = found["converter"] or "string", found["name"]
+        if converter not in _CONVERTERS:
+            raise ValueError(f"unknown converter {converter!r}; expected one of {', '.join(_CONVERTERS)}")
+        if not name.isidentifier():
+            raise ValueError(f"the name in {found[0]!r} must be an identifier")
+        if name in names:
+            raise ValueError(f"the name {name!r} stands in it twice")
+        names.add(name)
+        parts += [_literal(pattern[end : found.start()]), _CONVERTERS[converter]]
+        end = found.end()
+    parts.append(_literal(pattern[end:]))
+    return "".join(parts)
+
+
+def _literal(text: str) -> str:
+    """Return the expression for fixed text, in the form that PATH_INFO has: decoded bytes as latin-1."""
+    if "<" in text or ">" in text:
+        raise ValueError(f"unbalanced '<' or '>' in {text!r}")
+    return re.escape(unquote(text, errors="surrogateescape").encode("utf-8", "surrogateescape").decode("latin-1"))
+
+
+def normalise(path: str) -> str:
+    """Return what a lenient reader could take the path for.
+
+    Decodes once more, reads backslashes as slashes, drops parameters (``;x=y``), empty and ``.`` segments, and
+    resolves ``..``.
+    """
+    segments: list[str] = []
+    for part in unquote(path, "latin-1").replace("\\", "/").split("/"):
+        segment = part.partition(";")[0]
+        if segment == "..":
+            del segments[-1:]
+        elif segment not in {"", "."}:
+            segments.append(segment)
+    return "/" + "/".join(segments)
+
+
+class Table(Generic[R]):
+    """All routes and the API prefix, compiled for each method that any route takes.
+
+    :param routes: earlier ones win where several match.
+    :param prefix: the path below which the queue API lives, without a slash at its end.
+    """
+
+    def __init__(self, routes: Sequence[R], prefix: str) -> None:
+        methods = {method for route in routes for method in route.methods}
+        if "GET" in methods:
+            methods.add("HEAD")
+        prefix = re.escape(prefix)
+        self._routes: dict[str, list[R]] = {
+            method: [r for r in routes if method in r.methods or (method == "HEAD" and "GET" in r.methods)]
+            for method in methods
+        }
+        self._matchers = {method: _compile(prefix, candidates).match for method, candidates in self._routes.items()}
+        self._api_only = _compile(prefix, ()).match
+
+    def find(self, method: str, path: str) -> R | Api | None:
+        """Return the route that matches, or `API` for a path of the queue API, or None.
+
+        :param path: the PATH_INFO of the request.
+        """
+        match = self._matchers.get(method, self._api_only)
+        found = match(path)
+        if found is None:
+            # One substring search each is several times as quick as one expression for all five.
+            if "//" in path or "/." in path or ";" in path or "%" in path or "\\" in path:
+                found = match(normalise(path))
+                # A disguised API path is not ours: the app may have one that really looks so.
+                if found is not None and found.lastindex != 1:
+                    return self._routes[method][_index(found.lastindex)]
+            return None
+        if found.lastindex == 1:
+            return API
+        return self._routes[method][_index(found.lastindex)]
+
+
+def _index(group: int | None) -> int:
+    assert group is not None, "every alternative is a group"  # noqa: S101: an invariant of _compile
+    return group - 2
+
+
+def _compile(prefix: str, routes: Iterable[Target]) -> re.Pattern[str]:
+    """Build one expression: group 1 is the API, group 2 + i is route i."""
+    groups = ["(?:" + "|".join(expression(pattern).rstrip("/") for pattern in route.path) + ")" for route in routes]
+    routed = "|".join(f"({group})" for group in groups)
+    # The API's paths are compared exactly: they are ours, and nobody else has to take them for anything.
+    api = rf"(?-i:({prefix}(?:/|\Z)))"
+    return re.compile(rf"{api}|(?:{routed})/?\Z" if groups else api, re.IGNORECASE | re.DOTALL)
