@@ -137,7 +137,7 @@ class Table(Generic[R]):
 
 
 def _index(group: int | None) -> int:
-    assert group is not None, "every alternative is a group"  # noqa: S101: an invariant of _compile
+    assert group is not None, "every alternative is a group"  # noqa: S101 - an invariant of _compile
     return group - 2
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import BinaryIO
 
 
 class State(str, enum.Enum):
@@ -79,17 +78,3 @@ class Ticket:
     progress: float | None = None
     note: str = ""
     error: str = ""
-
-
-@dataclass(frozen=True)
-class Recording:
-    """A request or a response in the form in which it is stored.
-
-    :param head: JSON text: what is not the body (see `replay`).
-    :param body: a binary file, open for reading at its beginning; whoever receives a recording closes it.
-    :param length: the number of bytes in ``body``.
-    """
-
-    head: str
-    body: BinaryIO
-    length: int

@@ -19,7 +19,7 @@ class Mode(str, enum.Enum):
 class Verdict(enum.Enum):
     """What is done with a request."""
 
-    PASS = "pass"  # noqa: S105: not a password.  It is not ours: the app, without a slot
+    PASS = "pass"  # not ours: the app, without a slot
     RUN = "run"  # the app at once, holding a slot
     QUEUE = "queue"  # a ticket
 

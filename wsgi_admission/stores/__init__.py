@@ -16,7 +16,8 @@ from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, field
 
 from wsgi_admission.errors import ConfigError
-from wsgi_admission.ticket import Recording, State, Ticket
+from wsgi_admission.replay import Recording
+from wsgi_admission.ticket import State, Ticket
 
 
 @dataclass(frozen=True)
