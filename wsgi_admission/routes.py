@@ -58,9 +58,10 @@ def expression(pattern: str) -> str:
         raise ValueError("must begin with '/'")
     if re.search(r"[\s?#]", pattern):
         raise ValueError("must be a path without spaces, '?' or '#'")
+    _check_cost(pattern)
     parts, end, names = [], 0, set()
     for found in _PLACEHOLDER.finditer(pattern):
-        converter, name = found["converter"] or "string", found["name"]
+        converter, name = "string" if found["converter"] is None else found["converter"], found["name"]
         if converter not in _CONVERTERS:
             raise ValueError(f"unknown converter {converter!r}; expected one of {', '.join(_CONVERTERS)}")
         if not name.isidentifier():
@@ -72,6 +73,17 @@ def expression(pattern: str) -> str:
         end = found.end()
     parts.append(_literal(pattern[end:]))
     return "".join(parts)
+
+
+def _check_cost(pattern: str) -> None:
+    """Refuse what would take more than linear time to match: a hostile path could then hold a thread for seconds."""
+    for segment in pattern.split("/"):
+        if len([found for found in _PLACEHOLDER.finditer(segment) if found["converter"] in {None, "string"}]) > 1:
+            raise ValueError(f"{segment!r} has more than one <name>; expected one in a segment")
+    if "><" in pattern:
+        raise ValueError("has one placeholder right behind another; expected fixed text between them")
+    if len([found for found in _PLACEHOLDER.finditer(pattern) if found["converter"] == "path"]) > 1:
+        raise ValueError("has more than one <path:...>; expected one")
 
 
 def _literal(text: str) -> str:
@@ -97,40 +109,49 @@ def normalise(path: str) -> str:
     return "/" + "/".join(segments)
 
 
+#: Methods that get an expression of their own even when no route takes them: nearly every request has one of these.
+_COMMON = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+
 class Table(Generic[R]):
-    """All routes and the API prefix, compiled for each method that any route takes.
+    """All routes and the API prefix, compiled for each method.
 
     :param routes: earlier ones win where several match.
     :param prefix: the path below which the queue API lives, without a slash at its end.
     """
 
     def __init__(self, routes: Sequence[R], prefix: str) -> None:
-        methods = {method for route in routes for method in route.methods}
-        if "GET" in methods:
-            methods.add("HEAD")
-        prefix = re.escape(prefix)
+        methods = {*_COMMON, *(method for route in routes for method in route.methods)}
         self._routes: dict[str, list[R]] = {
             method: [r for r in routes if method in r.methods or (method == "HEAD" and "GET" in r.methods)]
             for method in methods
         }
-        self._matchers = {method: _compile(prefix, candidates).match for method, candidates in self._routes.items()}
-        self._api_only = _compile(prefix, ()).match
+        # The API's paths are compared exactly: they are ours, and nobody else has to take them for anything.
+        api = rf"(?-i:({re.escape(prefix)}(?:/|\Z)))"
+        self._matchers = {method: _compile(api, candidates).match for method, candidates in self._routes.items()}
+        self._api_only = _compile(api, ()).match
+        # A disguised API path is not ours: the app may have one that really looks so.
+        self._disguised = {method: _compile(r"((?!))", found).match for method, found in self._routes.items()}
 
     def find(self, method: str, path: str) -> R | Api | None:
         """Return the route that matches, or `API` for a path of the queue API, or None.
 
         :param path: the PATH_INFO of the request.
         """
-        match = self._matchers.get(method, self._api_only)
+        match = self._matchers.get(method)
+        if match is None:
+            # Methods are case-sensitive, but not every server and app thinks so: "post" is no way around a route.
+            method = method.upper()
+            match = self._matchers.get(method, self._api_only)
         found = match(path)
         if found is None:
-            # One substring search each is several times as quick as one expression for all five.
-            if "//" in path or "/." in path or ";" in path or "%" in path or "\\" in path:
-                found = match(normalise(path))
-                # A disguised API path is not ours: the app may have one that really looks so.
-                if found is not None and found.lastindex != 1:
-                    return self._routes[method][_index(found.lastindex)]
-            return None
+            # One substring search each is several times as quick as one expression for all of them.
+            if not ("//" in path or "/." in path or ";" in path or "%" in path or "\\" in path or path[:1] != "/"):
+                return None
+            disguised = self._disguised.get(method)
+            found = disguised and disguised(normalise(path))
+            if found is None:
+                return None
         if found.lastindex == 1:
             return API
         return self._routes[method][_index(found.lastindex)]
@@ -141,10 +162,11 @@ def _index(group: int | None) -> int:
     return group - 2
 
 
-def _compile(prefix: str, routes: Iterable[Target]) -> re.Pattern[str]:
+def _compile(api: str, routes: Iterable[Target]) -> re.Pattern[str]:
     """Build one expression: group 1 is the API, group 2 + i is route i."""
     groups = ["(?:" + "|".join(expression(pattern).rstrip("/") for pattern in route.path) + ")" for route in routes]
+    if not groups:
+        return re.compile(api)
     routed = "|".join(f"({group})" for group in groups)
-    # The API's paths are compared exactly: they are ours, and nobody else has to take them for anything.
-    api = rf"(?-i:({prefix}(?:/|\Z)))"
-    return re.compile(rf"{api}|(?:{routed})/?\Z" if groups else api, re.IGNORECASE | re.DOTALL)
+    # The end is where a "$" of some other expression would see it: before a newline, too.
+    return re.compile(rf"{api}|(?:{routed})/?\n?\Z", re.IGNORECASE | re.DOTALL)

@@ -1,0 +1,414 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsgi_admission.routes import API, Table, expression, normalise
+
+POST = frozenset({"POST"})
+
+
+@dataclass(frozen=True)
+class Target:
+    name: str
+    path: tuple[str, ...]
+    methods: frozenset[str] = field(default=POST)
+
+
+GENERATE = Target("generate", ("/api/generate",))
+PICTURE = Target("picture", ("/img/<name>", "/picture/<name>/<int:size>"), frozenset({"GET"}))
+TABLE = Table([GENERATE, PICTURE], "/api/queue")
+
+
+def matches(pattern: str, path: str) -> bool:
+    """Whether a table of this one pattern takes the path, as PATH_INFO has it, for its route."""
+    return Table([Target("only", (pattern,))], "/api/queue").find("POST", path) is not None
+
+
+def wsgi(path: str) -> str:
+    """Return the PATH_INFO of a path: its UTF-8 bytes, read as latin-1."""
+    return path.encode().decode("latin-1")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "expected"),
+    [
+        ("/", "/", True),
+        ("/", "", True),
+        ("/", "/a", False),
+        ("/img/<name>", "/img/a", True),
+        ("/img/<name>", "/img/.hidden", True),
+        ("/img/<name>", "/img/", False),
+        ("/img/<name>", "/img/a/b", False),
+        ("/img/<string:name>", "/img/a.png", True),
+        ("/img/<name>.png", "/img/a.png", True),
+        ("/img/<name>.png", "/img/axpng", False),
+        ("/job/<int:n>", "/job/7", True),
+        ("/job/<int:n>", "/job/0042", True),
+        ("/job/<int:n>", "/job/-7", False),
+        ("/job/<int:n>", "/job/7a", False),
+        ("/job/<int:n>", "/job/7.5", False),
+        ("/job/<int:n>/run", "/job/7/run", True),
+        ("/at/<float:x>", "/at/7.5", True),
+        ("/at/<float:x>", "/at/7", False),
+        ("/at/<float:x>", "/at/7.", False),
+        ("/of/<uuid:id>", "/of/123e4567-e89b-42d3-a456-426614174000", True),
+        ("/of/<uuid:id>", "/of/123E4567-E89B-42D3-A456-426614174000", True),
+        ("/of/<uuid:id>", "/of/123e4567-e89b-42d3-a456-42661417400", False),
+        ("/of/<uuid:id>", "/of/123e4567e89b42d3a456426614174000", False),
+        ("/all/<path:rest>", "/all/a", True),
+        ("/all/<path:rest>", "/all/a/b/c", True),
+        ("/all/<path:rest>", "/all/a\nb", True),
+        ("/all/<path:rest>", "/all/", False),
+        ("/all/<path:rest>", "/allows", False),
+        ("/all/<path:rest>/end", "/all/a/b/end", True),
+        ("/a+b(c).d", "/a+b(c).d", True),
+        ("/a+b(c).d", "/aab(c).d", False),
+        ("/a b".replace(" ", "%20"), "/a b", True),
+        ("/what%3F", "/what?", True),
+    ],
+)
+def test_a_pattern_takes_the_paths_that_it_describes(pattern: str, path: str, expected: bool) -> None:  # noqa: FBT001 - a table's column
+    """Catches: a converter that takes too much or too little, a literal read as an expression."""
+    assert matches(pattern, path) is expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path"),
+    [
+        ("/café", wsgi("/café")),
+        ("/caf%C3%A9", wsgi("/café")),
+        ("/caf%c3%a9", wsgi("/café")),
+        ("/caf%E9", "/caf\xe9"),
+        ("/画/<name>", wsgi("/画/像")),
+        ("/画/<path:rest>", wsgi("/画/像/😀")),
+        ("/😀", wsgi("/😀")),
+        ("/café", "/caf%c3%a9"),
+        ("/café", wsgi("//café")),
+    ],
+)
+def test_text_beyond_ascii_is_matched_as_the_server_hands_it_over(pattern: str, path: str) -> None:
+    """Catches: a pattern compared as text with a path that holds its bytes as latin-1."""
+    assert matches(pattern, path)
+
+
+def test_text_beyond_ascii_is_not_matched_by_its_look() -> None:
+    """Catches: a pattern that is compiled as it is written."""
+    assert not matches("/café", "/caf\xe9")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "expected"),
+    [
+        ("POST", "/api/generate", GENERATE),
+        ("GET", "/api/generate", None),
+        ("HEAD", "/api/generate", None),
+        ("PATCH", "/api/generate", None),
+        ("GET", "/img/a", PICTURE),
+        ("HEAD", "/img/a", PICTURE),
+        ("POST", "/img/a", None),
+        ("GET", "/picture/a/300", PICTURE),
+        ("", "/img/a", None),
+    ],
+)
+def test_a_route_takes_its_methods_and_head_where_it_takes_get(method: str, path: str, expected: Target | None) -> None:
+    """Catches: HEAD that gets around a queued GET, a method of another route, a KeyError for a strange one."""
+    assert TABLE.find(method, path) is expected
+
+
+def test_a_route_for_head_alone_leaves_get_alone() -> None:
+    """Catches: HEAD and GET taken for the same in both directions."""
+    head = Target("head", ("/img/<name>",), frozenset({"HEAD"}))
+    table = Table([head, GENERATE], "/api/queue")
+    assert table.find("HEAD", "/img/a") is head
+    assert table.find("GET", "/img/a") is None
+
+
+DISGUISES = [
+    "/api/generate",
+    "/api/generate/",
+    "/API/Generate",
+    "//api/generate",
+    "/api//generate",
+    "/api/generate//",
+    "///api///generate///",
+    "/./api/generate",
+    "/api/./generate",
+    "/api/generate/.",
+    "/api/generate/./",
+    "/x/../api/generate",
+    "/../api/generate",
+    "/api/generate/x/..",
+    "/api/generate/x/../",
+    "/x/..;/api/generate",
+    "/x/..;a=b/api/generate",
+    "/api;v=1/generate",
+    "/api/generate;jsessionid=1",
+    "/;/api/generate",
+    "/.;/api/generate",
+    "/api%2fgenerate",
+    "/api%2Fgenerate",
+    "/%61pi/generate",
+    "/api/%2e/generate",
+    "/x/%2e%2e/api/generate",
+    "/x/%2e%2e%2fapi/generate",
+    "/api/generate%3bx=y",
+    "/api\\generate",
+    "\\api\\generate",
+    "/x\\..\\api\\generate",
+    "/api%5cgenerate",
+    "/API//x/..;y/%47enerate;z/",
+]
+
+
+@pytest.mark.parametrize("path", DISGUISES)
+def test_a_route_is_not_got_around_by_another_way_of_writing_its_path(path: str) -> None:
+    """Catches: a protected endpoint reached unqueued through a path that a framework takes for the same."""
+    assert TABLE.find("POST", path) is GENERATE
+
+
+@pytest.mark.parametrize("suffix", ["\n", "/\n"])
+def test_a_newline_at_the_end_does_not_get_around_a_route(suffix: str) -> None:
+    """Catches: frameworks that end their expressions with ``$``, which a newline may follow, reached unqueued."""
+    assert TABLE.find("POST", "/api/generate" + suffix) is GENERATE
+
+
+def test_a_path_without_its_first_slash_does_not_get_around_a_route() -> None:
+    """Catches: ``POST api/generate HTTP/1.1``, which some servers pass on and some frameworks put the slash before."""
+    assert TABLE.find("POST", "api/generate") is GENERATE
+
+
+def test_a_method_in_lower_case_does_not_get_around_a_route() -> None:
+    """Catches: ``post /api/generate``, which some servers pass on and some frameworks read as POST."""
+    assert TABLE.find("post", "/api/generate") is GENERATE
+
+
+def test_a_disguised_api_path_still_matches_a_route_that_takes_it_too() -> None:
+    """Catches: a wide route got around by a path that looks like the API's only when it is normalised."""
+    wide = Target("wide", ("/api/<path:rest>",))
+    assert Table([wide], "/api/queue").find("POST", "//api/queue/x") is wide
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/generates",
+        "/api/generat",
+        "/api",
+        "/x/api/generate",
+        "/api/generate/x",
+        "/api/generate/..",
+        "/api/generate/../other",
+        "/api/x;/generate",
+        "/api/gen\nerate",
+        "\n/api/generate",
+        "/api/generate\nx",
+        "/api/generate%2fx",
+        "/",
+        "",
+        "*",
+        "\x00",
+        "/%",
+        "/%zz",
+        "/..",
+        ";",
+    ],
+)
+def test_another_path_is_left_alone(path: str) -> None:
+    """Catches: an expression that is open at its beginning or end, a strange path that raises."""
+    assert TABLE.find("POST", path) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/api/queue", True),
+        ("/api/queue/", True),
+        ("/api/queue/status/1", True),
+        ("/api/queue/..", True),
+        ("/api/queued", False),
+        ("/api/queue\n", False),
+        ("/API/queue", False),
+        ("/api/Queue/status/1", False),
+        ("//api/queue/status/1", False),
+        ("/x/../api/queue/status/1", False),
+        ("/api%2fqueue", False),
+        ("/x/api/queue", False),
+        ("/api", False),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "HEAD", "OPTIONS", "BREW"])
+def test_the_api_has_exactly_the_paths_below_its_prefix(method: str, path: str, expected: bool) -> None:  # noqa: FBT001 - a table's column
+    """Catches: an app's own path taken away from it, an API call that only works with a route's methods."""
+    assert (TABLE.find(method, path) is API) is expected
+
+
+def test_the_prefix_is_text_and_not_an_expression() -> None:
+    """Catches: a point in the prefix that stands for any character."""
+    table = Table([GENERATE], "/a.b/q")
+    assert table.find("GET", "/a.b/q/status/1") is API
+    assert table.find("GET", "/axb/q/status/1") is None
+
+
+def test_without_routes_the_api_still_answers() -> None:
+    """Catches: an empty alternative that matches every path, or an expression that cannot be compiled."""
+    table: Table[Target] = Table([], "/api/queue")
+    assert table.find("GET", "/api/queue/health") is API
+    assert table.find("GET", "/") is None
+
+
+def test_the_earlier_of_two_routes_wins() -> None:
+    """Catches: the longest, the last, or the literal route preferred."""
+    wide = Target("wide", ("/img/<path:rest>",), frozenset({"GET", "POST"}))
+    narrow = Target("narrow", ("/img/special",), frozenset({"GET"}))
+    assert Table([wide, narrow], "/q").find("GET", "/img/special") is wide
+    assert Table([narrow, wide], "/q").find("GET", "/img/special") is narrow
+    assert Table([narrow, wide], "/q").find("GET", "/img/specials") is wide
+    assert Table([narrow, wide], "/q").find("POST", "/img/special") is wide
+
+
+def test_each_of_many_routes_and_patterns_is_found() -> None:
+    """Catches: groups counted by pattern where they are counted by route, or shifted by the API's."""
+    routes = [Target(f"r{n}", (f"/a{n}", f"/b{n}/<int:x>", f"/c{n}/<path:y>")) for n in range(150)]
+    table = Table(routes, "/api/queue")
+    for n, route in enumerate(routes):
+        assert [table.find("POST", path) for path in (f"/a{n}", f"/b{n}/1", f"/c{n}/y/z")] == [route] * 3
+
+
+@pytest.mark.parametrize(
+    ("pattern", "problem"),
+    [
+        ("", "must begin with '/'"),
+        ("api/generate", "must begin with '/'"),
+        ("<path:rest>", "must begin with '/'"),
+        ("/a b", "must be a path without spaces, '?' or '#'"),
+        ("/a\n", "must be a path without spaces, '?' or '#'"),
+        ("/a?b=c", "must be a path without spaces, '?' or '#'"),
+        ("/a#b", "must be a path without spaces, '?' or '#'"),
+        ("/<integer:n>", "unknown converter 'integer'; expected one of string, int, float, uuid, path"),
+        ("/<INT:n>", "unknown converter 'INT'; expected one of string, int, float, uuid, path"),
+        ("/<>", "the name in '<>' must be an identifier"),
+        ("/<int:>", "the name in '<int:>' must be an identifier"),
+        ("/<1st>", "the name in '<1st>' must be an identifier"),
+        ("/<a-b>", "the name in '<a-b>' must be an identifier"),
+        ("/<a>/<int:a>", "the name 'a' stands in it twice"),
+        ("/<a", "unbalanced '<' or '>' in '/<a'"),
+        ("/a>", "unbalanced '<' or '>' in '/a>'"),
+        ("/<<a>>", "unbalanced '<' or '>' in '/<'"),
+        ("/<a>>", "unbalanced '<' or '>' in '>'"),
+        ("/<a:b:c>", "unbalanced '<' or '>' in '/<a:b:c>'"),
+    ],
+)
+def test_a_pattern_that_cannot_be_used_says_why(pattern: str, problem: str) -> None:
+    """Catches: a misspelt pattern that silently matches nothing."""
+    with pytest.raises(ValueError, match=rf"^{re.escape(problem)}$"):
+        expression(pattern)
+
+
+def test_an_empty_converter_is_refused() -> None:
+    """Catches: ``<:n>``, a converter that was forgotten."""
+    with pytest.raises(ValueError, match="unknown converter ''"):
+        expression("/<:n>")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "error"),
+    [
+        ("/<a>-<b>", "more than one <name>"),
+        ("/<int:a><int:b>", "one placeholder right behind another"),
+        ("/<path:a>/b/<path:c>", "more than one <path:...>"),
+    ],
+)
+def test_a_pattern_that_is_slow_to_match_is_refused(pattern: str, error: str) -> None:
+    """Catches: a hostile path that holds a thread for seconds."""
+    with pytest.raises(ValueError, match=error):
+        expression(pattern)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("", "/"),
+        ("/", "/"),
+        ("a", "/a"),
+        ("//a/./b;c/../d\\e%2ff/", "/a/d/e/f"),
+        ("/../../a", "/a"),
+        ("/a/..", "/"),
+        ("/%2561", "/%61"),
+        ("/caf\xc3\xa9//", "/caf\xc3\xa9"),
+    ],
+)
+def test_the_normalised_form(path: str, expected: str) -> None:
+    """Catches: '..' that climbs above the root, bytes that are read as UTF-8, a second decoding too many."""
+    assert normalise(path) == expected
+
+
+@given(st.text(st.characters(max_codepoint=255)))
+def test_the_normalised_form_is_one_path_without_tricks(path: str) -> None:
+    """Catches: a segment that is dropped while the one after it takes its place unread."""
+    form = normalise(path)
+    assert form == "/" + "/".join(segment for segment in form.split("/") if segment)
+    assert not {".", ".."} & set(form.split("/"))
+    assert ";" not in form
+    assert "\\" not in form
+
+
+@given(st.text(st.characters(max_codepoint=255)), st.sampled_from(["GET", "POST", "HEAD", "BREW"]))
+def test_no_path_at_all_raises(path: str, method: str) -> None:
+    """Catches: bytes that are no UTF-8, percent signs without digits, points without names."""
+    assert TABLE.find(method, path) in {API, GENERATE, PICTURE, None}
+
+
+HOSTILE = [
+    unit * 4000
+    for unit in ("/", "/a", "/a;b", "//a/..", "/..", "/.", "/;", ";", "%2f", "%", "\\", "/%2e%2e", "a", "1", "1.", "-")
+]
+
+
+def events(path: str) -> int:
+    """Count the Python and C calls with which the table looks a path up."""
+    counted = 0
+
+    def count(*_: object) -> None:
+        nonlocal counted
+        counted += 1
+
+    TABLE.find("POST", "/%41")  # unquote builds a table at its first use
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        TABLE.find("POST", path)
+    finally:
+        sys.setprofile(before)
+    return counted
+
+
+@pytest.mark.parametrize("path", HOSTILE, ids=lambda path: path[:7])
+def test_a_path_twice_as_long_takes_at_most_twice_the_calls(path: str) -> None:
+    """Catches: a loop over the rest of the path for each of its segments."""
+    assert events(path * 2) <= 2 * events(path) + 10
+
+
+def test_hostile_long_paths_do_not_send_the_expression_into_endless_backtracking() -> None:
+    """Catches: an expression whose work grows with the square of the path: minutes where one second will do."""
+    script = """if True:
+        from types import SimpleNamespace
+        from wsgi_admission.routes import Table
+        patterns = ("/api/generate", "/img/<name>", "/a/<int:n>", "/b/<float:x>", "/c/<uuid:i>", "/d/<path:p>/end")
+        route = SimpleNamespace(path=patterns, methods=frozenset({"POST"}))
+        table = Table([route], "/api/queue")
+        for start in ("/img/", "/a/", "/b/", "/c/", "/d/", ""):
+            for unit in ("a", "1", "1.", "-", "/", "/a", "/end", "/..", "/;", "%2f", "\\\\"):
+                assert table.find("POST", start + unit * 100_000 + "/x/y") is None, (start, unit)
+        print("done")
+    """
+    root = Path(__file__).parent.parent
+    ran = subprocess.run([sys.executable, "-c", script], cwd=root, timeout=120, check=True, capture_output=True)
+    assert ran.stdout == b"done\n"
