@@ -1,0 +1,225 @@
+"""Options that are texts: choices, names, URLs, headers, addresses, and several of one kind."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeVar
+
+from wsgi_admission.options import Kind, closest
+
+T = TypeVar("T")
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+#: RFC 9110, section 5.6.2.
+TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 - a pattern, not a password
+#: The least that cannot be guessed.
+SECRET_LENGTH = 16
+_HOST = r"(?:[0-9A-Za-z_.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
+_LOGIN = r"(?:[^@/\s]*@)?"
+_TCP = (rf"{_LOGIN}{_HOST}(?:/[0-9]*)?(?:\?\S*)?", "SCHEME://HOST:PORT/DB")
+_UNIX = (rf"{_LOGIN}/[^\s?]+(?:\?\S*)?", "SCHEME:///SOCKET?db=0")
+#: scheme -> (the expression for what follows it, how it is written)
+_STORES = {
+    "memory": ("", "memory://"),
+    # sqlite3 would open one :memory: for each thread; after the last slash a file must be named.
+    "sqlite": (r"/(?!:memory:).*[^/]", "sqlite:///RELATIVE or sqlite:////ABSOLUTE"),
+    **dict.fromkeys(("redis", "rediss", "valkey", "valkeys"), _TCP),
+    **dict.fromkeys(("redis+unix", "valkey+unix"), _UNIX),
+}
+
+
+def choice(values: Mapping[str, T]) -> Kind[T]:
+    """Return the kind of one of these values, written as their keys in any case."""
+    names = ", ".join(values)
+
+    def read(text: str) -> T:
+        if text.lower() not in values:
+            meant = closest(text, values)
+            raise ValueError("is none of them" + (f"; did you mean {meant!r}?" if meant else ""))
+        return values[text.lower()]
+
+    def check(value: object) -> None:
+        known = next((known for known in values.values() if known == value), None)
+        if known is None:
+            raise ValueError("is none of them")
+        # A member of a str enumeration equals its text, and is not that text.
+        if type(value) is not type(known):
+            raise ValueError(f"must be a {type(known).__name__}")
+
+    return Kind(
+        expected=f"one of {names}",
+        read=read,
+        check=check,
+        show=lambda value: next(name for name, known in values.items() if known == value),
+    )
+
+
+def string(expected: str, check: Callable[[str], object] = str, *, mask: Callable[[str], str] = str) -> Kind[str]:
+    """Return the kind of a text of one line that ``check`` raises no ValueError about."""
+
+    def check_all(value: object) -> None:
+        if not isinstance(value, str):
+            raise ValueError("must be a text")  # noqa: TRY004 - a kind raises ValueError only
+        if any(character < " " or character == "\x7f" for character in value):
+            raise ValueError("must be one line without control characters")
+        check(value)
+
+    return Kind(expected=expected, read=str, check=check_all, mask=mask)
+
+
+def matching(expression: str, expected: str, reason: str) -> Kind[str]:
+    """Return the kind of a text that matches a regular expression; ``reason`` says what is wrong if it does not."""
+
+    def check(value: str) -> None:
+        if not re.fullmatch(expression, value):
+            raise ValueError(reason)
+
+    return string(expected, check)
+
+
+def several(item: Kind[T], *, make: type[Any], split: str, join: str, expected: str, minimum: int) -> Kind[Any]:
+    """Return the kind of a tuple or frozenset of items.
+
+    :param make: ``tuple`` or ``frozenset``.
+    :param split: the regular expression between two items in a text.
+    :param join: what is put between them when they are shown.
+    :param minimum: how many there must be.
+    """
+
+    def read(text: str) -> object:
+        parts = [part for part in re.split(split, text) if part]
+        return make(_each(parts, item.read))
+
+    def check(value: object) -> None:
+        if not isinstance(value, make):
+            raise ValueError(f"must be a {make.__name__}")  # noqa: TRY004 - a kind raises ValueError only
+        if len(value) < minimum:
+            raise ValueError("must not be empty")
+        # A set has no order of its own, and the words about it should always be the same.
+        _each(value if make is tuple else sorted(value, key=str), item.check)
+
+    def show(value: Any) -> str:
+        texts = [item.show(one) for one in value]
+        return join.join(texts if make is tuple else sorted(texts))
+
+    return Kind(expected=expected, read=read, check=check, show=show)
+
+
+def _each(items: Collection[Any], step: Callable[[Any], T]) -> list[T]:
+    """Take the step with every item; where there are several, say which ones it failed with."""
+    results, reasons = [], []
+    for item in items:
+        try:
+            results.append(step(item))
+        except ValueError as error:
+            reasons.append(f"{str(item)!r}: {error}" if len(items) > 1 else str(error))
+    if reasons:
+        raise ValueError("; ".join(reasons))
+    return results
+
+
+def store_url() -> Kind[str]:
+    """Return the kind of a store's URL.  What it says is looked at, not whether such a store can be opened."""
+
+    def check(value: str) -> None:
+        scheme, separator, rest = value.partition("://")
+        store = _STORES.get(scheme)
+        if store is None or not separator:
+            raise ValueError("names no known store")
+        expression, shape = store
+        if not re.fullmatch(expression, rest):
+            raise ValueError(f"must look like {shape.replace('SCHEME', scheme)}")
+
+    return string(
+        "memory://, sqlite:///RELATIVE, sqlite:////ABSOLUTE, redis://HOST:PORT/DB, rediss://, "
+        "redis+unix:///SOCKET?db=0, or valkey:// likewise",
+        check,
+        mask=lambda text: re.sub(r"(://[^:@/]*:).*@|([?&]password=)[^&]*", _hidden, text),
+    )
+
+
+def _hidden(found: re.Match[str]) -> str:
+    return f"{found[1]}********@" if found[1] else f"{found[2]}********"
+
+
+def origin() -> Kind[str]:
+    """Return the kind of an origin, or an empty text."""
+    return matching(
+        rf"(?:https?://{_HOST})?",
+        "http:// or https:// and a host, without a path, such as https://example.org",
+        "is not the beginning of a URL up to its host, without a slash at its end",
+    )
+
+
+def url_path() -> Kind[str]:
+    """Return the kind of a path that other paths are put below."""
+    return matching(
+        r"(?:/(?!\.{1,2}(?:/|\Z))[0-9A-Za-z_.~-]+)+",
+        "a path such as /api/queue: letters, digits, '-', '.', '_' and '~' between slashes",
+        "must begin with '/', name something, and not end with '/'",
+    )
+
+
+def secret() -> Kind[str]:
+    """Return the kind of a secret, or an empty text.  It is never shown."""
+
+    def check(value: str) -> None:
+        if value and len(value) < SECRET_LENGTH:
+            raise ValueError(f"can be guessed: must have {SECRET_LENGTH} characters or more")
+        if not re.fullmatch(r"[!-~]*", value):
+            raise ValueError("must be ASCII without spaces, as it travels in a header")
+
+    return string(
+        f"{SECRET_LENGTH} characters or more, ASCII without spaces", check, mask=lambda text: "********" if text else ""
+    )
+
+
+def reference() -> Kind[str]:
+    """Return the kind of ``module:callable``, or an empty text."""
+    dotted = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
+    return matching(
+        rf"(?:{dotted}:{dotted})?", "module:callable, such as shop.accounts:tier_of", "must be module:callable"
+    )
+
+
+def header_name() -> Kind[str]:
+    """Return the kind of a header's name, or an empty text."""
+    return matching(rf"(?:{TOKEN})?", "the name of a header, such as X-User-Tier", "is not the name of a header")
+
+
+def networks() -> Kind[tuple[Network, ...]]:
+    """Return the kind of addresses and networks."""
+
+    def read(text: str) -> Network:
+        try:
+            return ipaddress.ip_network(text)
+        except ValueError as error:
+            raise ValueError(f"is no network ({error})") from error
+
+    def check(value: object) -> None:
+        if not isinstance(value, Network):
+            raise ValueError("is no network of the ipaddress module")  # noqa: TRY004 - a kind raises ValueError only
+
+    item = Kind(expected="", read=read, check=check)
+    expected = "addresses or networks, such as 10.0.0.0/8, between commas or on lines of their own"
+    return several(item, make=tuple, split=r"[,\s]+", join=", ", expected=expected, minimum=0)
+
+
+def request_methods() -> Kind[frozenset[str]]:
+    """Return the kind of request methods that can be queued."""
+
+    def check(value: str) -> None:
+        if not re.fullmatch(TOKEN, value):
+            raise ValueError("is not a request method")
+        if value != value.upper():
+            raise ValueError("must be upper case")
+        if value in {"CONNECT", "OPTIONS"}:
+            raise ValueError("is never queued")
+        if value == "HEAD":
+            raise ValueError("is covered by GET; leave it out")
+
+    item = Kind(expected="", read=str.upper, check=check)
+    expected = "request methods, such as GET, POST"
+    return several(item, make=frozenset, split=r"[,\s]+", join=", ", expected=expected, minimum=1)
