@@ -1,3 +1,35 @@
 """A line in front of the expensive endpoints of a WSGI app."""
 
+from wsgi_admission.config import Config, load_config
+from wsgi_admission.errors import (
+    AdmissionError,
+    ConfigError,
+    FinalTicket,
+    GoneTicket,
+    LeaseLost,
+    RequestRefused,
+    StoreError,
+    StoreMismatch,
+    StoreUnavailable,
+    UnknownTicket,
+)
+from wsgi_admission.middleware import AdmissionMiddleware
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "AdmissionError",
+    "AdmissionMiddleware",
+    "Config",
+    "ConfigError",
+    "FinalTicket",
+    "GoneTicket",
+    "LeaseLost",
+    "RequestRefused",
+    "StoreError",
+    "StoreMismatch",
+    "StoreUnavailable",
+    "UnknownTicket",
+    "__version__",
+    "load_config",
+]

@@ -1,0 +1,377 @@
+"""The queue API over a memory store, with the clock and the jitter given."""
+
+from __future__ import annotations
+
+import io
+import json
+import uuid
+from typing import Any
+
+import pytest
+
+from tests.wsgi import Result, call
+from wsgi_admission.config import Admission, Config, Route, Tier, Tiers
+from wsgi_admission.config import Api as ApiOptions
+from wsgi_admission.errors import StoreUnavailable
+from wsgi_admission.load import Load
+from wsgi_admission.replay import Recording
+from wsgi_admission.stores import Store, open_store
+from wsgi_admission.ticket import State, Ticket
+from wsgi_admission.tiers import Resolver
+from wsgi_admission.web.api import Api
+
+NOW = 1_767_268_800.0  # 2026-01-01T12:00:00Z
+TIERS = Tiers(
+    order=(
+        Tier(name="donor", priority="high"),
+        Tier(name="registered", priority="medium"),
+        Tier(name="anonymous", priority="low", hint="Sign in to move up the line."),
+    )
+)
+
+
+class Desk:
+    """An API, its store, and the time."""
+
+    def __init__(self, **api: Any) -> None:
+        admission = Admission(max_concurrent=1)
+        self.config = Config(
+            admission=admission, tiers=TIERS, api=ApiOptions(**api), routes=(Route(name="image", path=("/image",)),)
+        )
+        self.store: Store = open_store("memory://")
+        self.now = NOW
+        names = [tier.name for tier in TIERS.order]
+        self.in_use = 0
+        self.load = Load(value=0.85, above="cpu", readings={"cpu": 0.85}, failed={}, memory_above=False)
+        self.api = Api(
+            self.store, self.config, Resolver(names), lambda: self.load,
+            slots_in_use=lambda: self.in_use, clock=lambda: self.now, uniform=lambda: 0.5,
+        )  # fmt: skip
+
+    def put(self, owner: str = "", tier: str = "registered") -> Ticket:
+        """Queue one more request."""
+        rank = [t.name for t in TIERS.order].index(tier)
+        ticket = Ticket(
+            id=str(uuid.uuid4()), route="image", tier=tier, tier_rank=rank, client=owner or "addr:1",
+            owner=owner, cost=30.0, crash_retries=1, created_at=self.now,
+        )  # fmt: skip
+        return self.store.put(ticket, Recording("{}", io.BytesIO(b""), 0), now=self.now)
+
+    def claim(self) -> Ticket:
+        """Start the first of the line."""
+        ticket = self.store.claim("worker", now=self.now, lease=30, routes={"image"})
+        assert ticket is not None
+        return ticket
+
+    def answer(self, ticket: Ticket, status: str = "200 OK", body: bytes = b"done") -> None:
+        """Give the ticket an answer of the app."""
+        head = json.dumps({"method": "POST", "status": status, "headers": [["Content-Type", "text/plain"]]})
+        state = State.COMPLETED if status < "5" else State.FAILED
+        self.store.finish(ticket.id, ticket.attempt, state, Recording(head, io.BytesIO(body), len(body)), now=self.now)
+
+    def ask(self, call_name: str, ticket: Ticket | str, method: str = "GET", **keys: Any) -> Result:
+        """Call the API about a ticket."""
+        name = ticket if isinstance(ticket, str) else ticket.id
+        return call(self.api, f"/api/queue/{call_name}/{name}", method, **keys)
+
+
+def test_a_queued_request_is_answered_as_the_contract_says() -> None:
+    """Catches: a field or a header of the 202 that is missing, renamed or of another type."""
+    desk = Desk()
+    desk.put()
+    ticket = desk.put()
+
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        return desk.api.accepted(environ, ticket).send(environ, start_response)
+
+    result = call(app, "/image", "POST")
+    base = "/api/queue"
+    assert result.status == "202 Accepted"
+    assert result.header("Location") == f"{base}/result/{ticket.id}"
+    assert result.header("Cache-Control") == "no-store"
+    assert result.header("Admission-Status") == "queued"
+    assert int(result.header("Retry-After") or "0") >= 1
+    data = result.json()
+    wait = data["queue_info"]["estimated_wait_time"]
+    assert wait > 0
+    assert data == {
+        "queued": True,
+        "request_id": ticket.id,
+        "status": "queued",
+        "message": f"📋 You're #2 in queue. Estimated wait: {data['queue_info']['estimated_wait_human']}",
+        "queue_info": {
+            "position_in_queue": 2,
+            "estimated_wait_time": wait,
+            "estimated_wait_human": data["queue_info"]["estimated_wait_human"],
+            "priority": "medium",
+            "created_at": "2026-01-01T12:00:00Z",
+        },
+        "server_load": 0.85,
+        "status_url": f"{base}/status/{ticket.id}",
+        "result_url": f"{base}/result/{ticket.id}",
+        "cancel_url": f"{base}/status/{ticket.id}",
+        "events_url": f"{base}/events/{ticket.id}",
+        "retry_suggestion": {
+            "delay_seconds": 5,  # 2 s * (1 + 2 * 0.85) * 1.0
+            "delay_human": "5 seconds",
+            "message": "The server is busy (85% load). To try again instead of waiting, wait 5 seconds first.",
+            "retry_after": "2026-01-01T12:00:05Z",
+        },
+    }
+
+
+def test_the_status_has_the_fields_of_the_contract_in_each_state() -> None:
+    """Catches: a made-up position or wait, a time that is not one."""
+    desk = Desk()
+    ticket = desk.put(tier="anonymous")
+    queued = desk.ask("status", ticket).json()
+    assert set(queued) == {
+        "request_id", "status", "created_at", "started_at", "completed_at", "priority", "position_in_queue",
+        "estimated_wait_time", "estimated_wait_human", "message", "estimated_wait_p90", "progress", "attempt",
+        "status_url", "result_url", "cancel_url", "events_url",
+    }  # fmt: skip
+    assert (queued["position_in_queue"], queued["priority"], queued["started_at"]) == (1, "low", None)
+    assert queued["message"].endswith("Sign in to move up the line.")
+    assert queued["estimated_wait_p90"] >= queued["estimated_wait_time"]
+    desk.now += 5
+    claimed = desk.claim()
+    processing = desk.ask("status", ticket).json()
+    assert (processing["status"], processing["started_at"]) == ("processing", "2026-01-01T12:00:05Z")
+    assert processing["position_in_queue"] is processing["estimated_wait_time"] is None
+    desk.now += 5
+    desk.answer(claimed)
+    done = desk.ask("status", ticket)
+    assert (done.json()["status"], done.json()["completed_at"]) == ("completed", "2026-01-01T12:00:10Z")
+    assert done.header("Retry-After") is None
+    assert done.header("Admission-Status") is None
+
+
+def test_a_status_that_has_not_changed_is_not_sent_again() -> None:
+    """Catches: an ETag that changes by itself, or that does not change with the state."""
+    desk = Desk()
+    ticket = desk.put()
+    tag = desk.ask("status", ticket).header("ETag") or ""
+    for asked in (tag, f'"x", W/{tag}', "*"):
+        again = desk.ask("status", ticket, HTTP_IF_NONE_MATCH=asked)
+        assert (again.status, again.body) == ("304 Not Modified", b"")
+    desk.claim()
+    assert desk.ask("status", ticket, HTTP_IF_NONE_MATCH=tag).status == "200 OK"
+
+
+def test_a_result_is_pending_then_final_and_can_be_read_again() -> None:
+    """Catches: a result that is gone after the first read; an answer of ours mistaken for the app's."""
+    desk = Desk()
+    ticket = desk.put()
+    pending = desk.ask("result", ticket)
+    assert (pending.status, pending.header("Admission-Status")) == ("202 Accepted", "queued")
+    assert pending.header("Location") == f"/api/queue/result/{ticket.id}"
+    claimed = desk.claim()
+    assert desk.ask("result", ticket).header("Admission-Status") == "processing"
+    desk.answer(claimed, "202 Later")
+    for _ in range(3):
+        final = desk.ask("result", ticket)
+        assert (final.status, final.body, final.header("Admission-Status")) == ("202 Later", b"done", None)
+    assert desk.ask("result", ticket, "HEAD").body == b""
+
+
+def test_a_signed_in_clients_ticket_does_not_exist_for_others() -> None:
+    """Catches: another's status, result, events or cancel; a 404 that tells the two cases apart."""
+    desk = Desk()
+    ticket = desk.put(owner="user:ada")
+    unknown = desk.ask("status", str(uuid.uuid4()))
+    for name, method in (("status", "GET"), ("status", "DELETE"), ("result", "GET"), ("events", "GET")):
+        for keys in ({}, {"REMOTE_USER": "bob"}):
+            other = desk.ask(name, ticket, method, **keys)
+            assert (other.status, other.headers, other.body) == (unknown.status, unknown.headers, unknown.body)
+        assert desk.store.get(ticket.id).state is State.QUEUED
+    assert desk.ask("status", ticket, REMOTE_USER="ada").status == "200 OK"
+
+
+def test_an_anonymous_ticket_answers_to_whoever_has_the_id() -> None:
+    """Catches: somebody whose address changed and who cannot come back."""
+    desk = Desk()
+    ticket = desk.put()
+    assert desk.ask("status", ticket, REMOTE_ADDR="10.9.9.9").status == "200 OK"
+
+
+def test_what_retention_removed_is_gone_and_for_others_unknown() -> None:
+    """Catches: 410 that tells others of a ticket."""
+    desk = Desk()
+    mine, anonymous = desk.put(owner="user:ada"), desk.put()
+    for _ in range(2):
+        desk.answer(desk.claim())
+    desk.store.prune(before=desk.now + 1, now=desk.now + 1)
+    assert desk.ask("result", anonymous).status == "410 Gone"
+    assert desk.ask("result", mine, REMOTE_USER="ada").status == "410 Gone"
+    assert desk.ask("result", mine).status == "404 Not Found"
+
+
+def test_cancelling_ends_a_ticket_once() -> None:
+    """Catches: a second cancel that succeeds; a cancelled ticket with a result."""
+    desk = Desk()
+    ticket = desk.put()
+    assert desk.ask("status", ticket, "DELETE").json()["status"] == "cancelled"
+    conflict = desk.ask("status", ticket, "DELETE")
+    assert conflict.status == "409 Conflict"
+    assert conflict.header("Content-Type") == "application/problem+json"
+    assert conflict.json() == {
+        "type": "about:blank", "title": "Conflict", "status": 409, "detail": "The ticket is cancelled already.",
+    }  # fmt: skip
+    assert desk.ask("result", ticket).status == "410 Gone"
+
+
+def test_a_failure_without_an_answer_is_told_without_the_reason_of_the_app() -> None:
+    """Catches: 200 for a failed run; a status without the advice to retry."""
+    desk = Desk()
+    desk.put()
+    claimed = desk.claim()
+    desk.store.finish(claimed.id, claimed.attempt, State.FAILED, None, now=desk.now, error="It broke.")
+    status = desk.ask("status", claimed).json()
+    assert (status["error_message"], status["message"]) == ("It broke.", "❌ Your request failed. It broke.")
+    assert status["retry_suggestion"]["delay_seconds"] == 5
+    result = desk.ask("result", claimed)
+    assert (result.status, result.json()["detail"]) == ("500 Internal Server Error", "It broke.")
+
+
+def test_one_event_is_sent_and_after_the_final_one_no_more() -> None:
+    """Catches: an EventSource that comes back for ever."""
+    desk = Desk()
+    ticket = desk.put()
+    events = desk.ask("events", ticket)
+    assert events.header("Content-Type") == "text/event-stream"
+    lines = events.body.decode().split("\n")
+    assert lines[0].startswith("retry: ")
+    assert lines[1:3] == ["id: queued", "event: status"]
+    assert json.loads(lines[3].removeprefix("data: "))["request_id"] == ticket.id
+    assert lines[4:] == ["", ""]
+    assert desk.ask("events", ticket, HTTP_LAST_EVENT_ID="queued").status == "200 OK"
+    desk.answer(desk.claim())
+    assert desk.ask("events", ticket, HTTP_LAST_EVENT_ID="queued").status == "200 OK"
+    assert desk.ask("events", ticket, HTTP_LAST_EVENT_ID="completed").status == "204 No Content"
+
+
+@pytest.mark.parametrize(
+    ("script", "base_url", "expected"),
+    [
+        ("", "", "/api/queue"),
+        ("/shop", "", "/shop/api/queue"),
+        ("/a b\xc3\xbc", "", "/a%20b%C3%BC/api/queue"),
+        ("/shop", "https://example.org", "https://example.org/shop/api/queue"),
+    ],
+)
+def test_urls_start_where_the_app_is_mounted(script: str, base_url: str, expected: str) -> None:
+    """Catches: links that leave the mount point, or that are no URLs."""
+    desk = Desk(base_url=base_url)
+    ticket = desk.put()
+    status = desk.ask("status", ticket, SCRIPT_NAME=script).json()
+    assert status["status_url"] == f"{expected}/status/{ticket.id}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["", "/", "/status", "/status/", "/status/x", "/status/../health", f"/status/{uuid.uuid4()}/x", "/nothing"],
+)
+def test_other_addresses_do_not_exist(path: str) -> None:
+    """Catches: a traceback for a path that nobody thought of."""
+    result = call(Desk().api, f"/api/queue{path}")
+    assert result.status == "404 Not Found"
+    assert result.header("Content-Type") == "application/problem+json"
+
+
+def test_methods_are_told() -> None:
+    """Catches: 404 or 500 for a method that an address does not take."""
+    desk = Desk()
+    ticket = desk.put()
+    options = desk.ask("status", ticket, "OPTIONS")
+    assert (options.status, options.header("Allow")) == ("204 No Content", "GET, DELETE, HEAD, OPTIONS")
+    assert desk.ask("result", ticket, "DELETE").header("Allow") == "GET, HEAD, OPTIONS"
+    assert call(desk.api, "/api/queue/health", "POST").status == "405 Method Not Allowed"
+
+
+@pytest.mark.parametrize(
+    ("value", "queued", "status"),
+    [(0.7, 50, "healthy"), (0.71, 0, "warning"), (0.1, 51, "warning"), (0.91, 0, "degraded"), (0.1, 101, "degraded")],
+)
+def test_health_by_load_and_length(value: float, queued: int, status: str) -> None:
+    """Catches: a bound off by one."""
+    desk = Desk()
+    desk.load = Load(
+        value=value, above="", readings={"cpu": value}, failed={"memory": "It is not there."}, memory_above=False
+    )
+    for _ in range(queued):
+        desk.put()
+    result = call(desk.api, "/api/queue/health")
+    assert result.status == "200 OK"
+    assert result.json()["status"] == status
+    assert result.json()["checks"]["load"]["failed"] == {"memory": "It is not there."}
+
+
+def test_a_dead_store_is_503_only_when_nothing_can_run_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a shared fault that takes every node out of the load balancer."""
+    desk = Desk()
+
+    def dead() -> Any:
+        raise StoreUnavailable("The disk is full.")
+
+    monkeypatch.setattr(desk.store, "counts", dead)
+    degraded = call(desk.api, "/api/queue/health")
+    assert (degraded.status, degraded.json()["status"]) == ("200 OK", "degraded")
+    assert degraded.json()["checks"]["store"]["status"] == "failing"
+    desk.in_use = desk.config.admission.max_concurrent
+    assert call(desk.api, "/api/queue/health").status == "503 Service Unavailable"
+    metrics = call(desk.api, "/api/queue/metrics")
+    assert metrics.status == "503 Service Unavailable"
+    assert int(metrics.header("Retry-After") or "0") >= 1
+
+
+def test_metrics_ask_for_the_token_when_told_to() -> None:
+    """Catches: figures shown to everybody although the site's owner said no."""
+    desk = Desk(metrics="token", admin_token="a-token-of-some-length")  # noqa: S106 - of this test
+    assert call(desk.api, "/api/queue/metrics").status == "401 Unauthorized"
+    wrong = call(desk.api, "/api/queue/metrics", HTTP_AUTHORIZATION="Bearer a-token-of-some-lengtX")
+    assert (wrong.status, wrong.header("WWW-Authenticate")) == ("401 Unauthorized", "Bearer")
+    right = call(desk.api, "/api/queue/metrics", HTTP_AUTHORIZATION="Bearer a-token-of-some-length")
+    assert right.status == "200 OK"
+
+
+def test_metrics_add_up() -> None:
+    """Catches: an average over the wrong count; a state that is counted twice."""
+    desk = Desk()
+    first = desk.put()
+    desk.put(tier="donor")
+    desk.put(tier="anonymous")
+    desk.now += 10
+    claimed = desk.claim()
+    desk.now += 4
+    desk.answer(claimed)
+    desk.store.cancel(first.id, now=desk.now)
+    figures = call(desk.api, "/api/queue/metrics").json()
+    assert figures == {
+        "total_requests": 3,
+        "queued_requests": 1,
+        "processing_requests": 0,
+        "completed_requests": 1,
+        "failed_requests": 0,
+        "cancelled_requests": 1,
+        "passed_requests": 0,
+        "shadowed_requests": 0,
+        "average_wait_time": 10.0,
+        "average_processing_time": 4.0,
+        "queue_throughput": 0.2,
+        "server_load": 0.85,
+        "queue_lengths": {"high_priority": 0, "medium_priority": 0, "low_priority": 1},
+        "max_concurrent_requests": 1,
+    }
+
+
+def test_the_load_is_part_of_the_advice() -> None:
+    """Catches: advice that ignores the load."""
+    desk = Desk()
+    waits = []
+    for value in (0.0, 1.0):
+        desk.load = Load(value=value, above="", readings={}, failed={}, memory_above=False)
+        desk.put()
+        claimed = desk.claim()
+        desk.store.finish(claimed.id, claimed.attempt, State.FAILED, None, now=desk.now, error="x")
+        waits.append(desk.ask("status", claimed).json()["retry_suggestion"]["delay_seconds"])
+    assert waits == [2, 6]

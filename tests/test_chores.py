@@ -1,0 +1,41 @@
+"""The housekeeper, with the clock given."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import pytest
+
+from wsgi_admission.chores import Chore, Housekeeper
+
+
+def test_a_chore_is_done_at_its_interval_and_a_failing_one_does_not_stop_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Catches: chores at another pace; one error that ends the housekeeper; a log line every second."""
+    now, done = [0.0], []
+
+    def broken() -> None:
+        done.append("broken")
+        raise RuntimeError("no disk")
+
+    keeper = Housekeeper([Chore(1.0, broken), Chore(2.5, lambda: done.append("b"))], clock=lambda: now[0])
+    waits = []
+    with caplog.at_level(logging.ERROR):
+        for moment in (0.0, 0.5, 1.0, 2.0, 2.5, 3.0):
+            now[0] = moment
+            waits.append(keeper.tick())
+    assert done == ["broken", "b", "broken", "broken", "b", "broken"]
+    assert waits == [1.0, 0.5, 1.0, 0.5, 0.5, 1.0]
+    assert len(caplog.records) == 1
+
+
+def test_the_housekeeper_ends_when_told_to() -> None:
+    """Catches: a thread that outlives its process's work."""
+    ran = threading.Event()
+    keeper = Housekeeper([Chore(60.0, ran.set)])
+    keeper.start()
+    assert ran.wait(30)
+    keeper.stop()
+    assert "wsgi-admission-housekeeper" not in {thread.name for thread in threading.enumerate()}

@@ -1,0 +1,233 @@
+"""The gunicorn integration: roles, hooks, preloading, reloads and leaving, with real servers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support import ROOT, Server, gunicorn, ini, stop, until
+
+QUEUE_ALL = """
+[admission]
+mode = queue_all
+max_concurrent = 1
+worker_threads = 1
+[route:gated]
+path = /gated
+[route:pid]
+path = /pid
+methods = GET
+[route:replayed]
+path = /replayed
+methods = GET
+"""
+
+
+def workers(site: Server) -> list[psutil.Process]:
+    """Return gunicorn's workers."""
+    return psutil.Process(site.process.pid).children()
+
+
+def replay_pid(site: Server) -> int:
+    """Return the process that runs a queued request."""
+    accepted = site.ask("/pid")
+    site.final(accepted)
+    return int(site.ask(accepted.json()["result_url"]).body)
+
+
+@pytest.mark.parametrize("preload", [False, True])
+def test_one_process_more_replays_at_a_lower_priority(tmp_path: Path, preload: bool) -> None:  # noqa: FBT001 - a parameter
+    """Catches: replays in the web workers, a replaying process that answers, nice for all or none."""
+    with gunicorn(tmp_path, ini(tmp_path, QUEUE_ALL), settings=f"preload_app = {preload}") as site:
+        until(lambda: len(workers(site)) == 3, "the third worker")
+        nices = until(lambda: (n := sorted(p.nice() for p in workers(site)))[-1] == 10 and n, "the lower priority")
+        assert nices == [0, 0, 10]
+        niced = next(p.pid for p in workers(site) if p.nice() == 10)
+        assert replay_pid(site) == niced
+        accepted = site.ask("/replayed")
+        site.final(accepted)
+        assert site.ask(accepted.json()["result_url"]).body == b"<class 'wsgi_admission.ticket.Ticket'>"
+
+
+@pytest.mark.parametrize(
+    "settings", ["workers = 1", "workers = 1\nworker_class = 'sync'\nthreads = 1"], ids=["gthread", "sync"]
+)
+def test_a_single_worker_replays_in_threads_of_its_own(tmp_path: Path, settings: str) -> None:
+    """Catches: a server with one worker whose line never moves."""
+    with gunicorn(tmp_path, ini(tmp_path, QUEUE_ALL), settings=settings) as site:
+        assert replay_pid(site) == workers(site)[0].pid
+        assert len(workers(site)) == 1
+
+
+def test_no_process_set_aside_means_threads_in_the_web_workers(tmp_path: Path) -> None:
+    """Catches: replay_processes = 0 that is not obeyed."""
+    text = QUEUE_ALL.replace("[admission]", "[admission]\nreplay_processes = 0")
+    with gunicorn(tmp_path, ini(tmp_path, text)) as site:
+        assert replay_pid(site) in {worker.pid for worker in workers(site)}
+        assert len(workers(site)) == 2
+        assert all(worker.nice() == 0 for worker in workers(site))
+
+
+def test_a_killed_replaying_process_is_replaced_in_its_part(tmp_path: Path) -> None:
+    """Catches: a role given out once only."""
+    with gunicorn(tmp_path, ini(tmp_path, QUEUE_ALL)) as site:
+        first = replay_pid(site)
+        os.kill(first, signal.SIGKILL)
+        until(lambda: first not in {w.pid for w in workers(site)} and len(workers(site)) == 3, "the replacement")
+        second = replay_pid(site)
+        assert second != first
+        assert psutil.Process(second).nice() == 10
+
+
+def test_a_killed_web_worker_is_replaced_in_its_part(tmp_path: Path) -> None:
+    """Catches: roles given out by age alone, so that a second process replays."""
+    with gunicorn(tmp_path, ini(tmp_path, QUEUE_ALL)) as site:
+        replaying = replay_pid(site)
+        victim = next(worker.pid for worker in workers(site) if worker.pid != replaying)
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: victim not in {w.pid for w in workers(site)} and len(workers(site)) == 3, "the replacement")
+        assert replay_pid(site) == replaying
+        until(lambda: sorted(worker.nice() for worker in workers(site)) == [0, 0, 10], "the parts")
+
+
+def test_a_reload_keeps_the_line_and_hands_over(tmp_path: Path) -> None:
+    """Catches: HUP that loses tickets, leaves nobody who replays, or runs a ticket twice."""
+    config = ini(tmp_path, QUEUE_ALL)
+    with gunicorn(tmp_path, config, settings="graceful_timeout = 8") as site:
+        first = site.ask("/gated?first", "POST")
+        until(lambda: site.starts() == ["start first"], "the first start")
+        waiting = [site.ask(f"/gated?{n}", "POST") for n in range(3)]
+        old = until(lambda: len(pids := {worker.pid for worker in workers(site)}) == 3 and pids)
+        os.kill(site.process.pid, signal.SIGHUP)
+        until(lambda: len({worker.pid for worker in workers(site)} - old) == 3, "the new workers")
+        site.open_gate()
+        assert site.final(first)["status"] == "completed"
+        assert [site.final(reply)["status"] for reply in waiting] == ["completed"] * 3
+        assert sorted(site.starts()) == ["start 0", "start 1", "start 2", "start first"]
+        until(lambda: not ({worker.pid for worker in workers(site)} & old), "the end of the old workers")
+        assert len(workers(site)) == 3
+
+
+def test_a_reload_with_a_broken_configuration_keeps_the_old_one(tmp_path: Path) -> None:
+    """Catches: a typing error that takes the site down."""
+    config = ini(tmp_path, QUEUE_ALL)
+    with gunicorn(tmp_path, config) as site:
+        old = until(lambda: len(pids := {worker.pid for worker in workers(site)}) == 3 and pids)
+        config.write_text("[admission]\nmax_concurent = 1\n")
+        os.kill(site.process.pid, signal.SIGHUP)
+        until(lambda: len({worker.pid for worker in workers(site)} - old) == 3, "the new workers")
+        until(lambda: not ({worker.pid for worker in workers(site)} & old), "the end of the old workers")
+        assert replay_pid(site) not in old
+        assert "did you mean 'max_concurrent'?" in site.text()
+
+
+def test_a_worker_that_leaves_hands_its_ticket_back_to_its_place(tmp_path: Path) -> None:
+    """Catches: TERM that leaves a ticket in processing until its lease runs out, or counts it as a crash."""
+    config = ini(tmp_path, QUEUE_ALL)
+    with gunicorn(tmp_path, config, settings="graceful_timeout = 3") as site:
+        first = site.ask("/gated?first", "POST").json()
+        until(lambda: site.starts() == ["start first"], "the first start")
+        second = site.ask("/gated?second", "POST").json()
+        stop(site.process)
+    (tmp_path / "gate").unlink()
+    with gunicorn(tmp_path, config, settings="graceful_timeout = 3") as site:
+        until(lambda: site.starts() == ["start first", "start first"], "the second start of the first")
+        status = site.ask(first["status_url"]).json()
+        assert (status["status"], status["attempt"]) == ("processing", 2)
+        assert site.ask(second["status_url"]).json()["position_in_queue"] == 1
+
+
+def start_and_fail(tmp_path: Path, text: str, settings: str = "") -> subprocess.CompletedProcess[str]:
+    """Start a gunicorn that refuses to."""
+    config = ini(tmp_path, text)
+    conf = tmp_path / "gunicorn.conf.py"
+    conf.write_text(
+        f"bind = '127.0.0.1:0'\nworkers = 2\ncontrol_socket_disable = True\n{settings}\n"
+        f"from wsgi_admission.integrations.gunicorn import install\ninstall(globals(), {str(config)!r})\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-m", "gunicorn", "-c", str(conf), "tests.apps:app"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+
+
+def test_a_wrong_configuration_stops_the_start_with_a_clear_message(tmp_path: Path) -> None:
+    """Catches: a traceback instead of the sentence, or a server without a line."""
+    ended = start_and_fail(tmp_path, QUEUE_ALL.replace("max_concurrent", "max_concurent"))
+    assert ended.returncode == 1
+    assert "Error: " in ended.stderr
+    assert "[admission]: unknown option 'max_concurent'; did you mean 'max_concurrent'?" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_resolver_that_cannot_be_imported_stops_the_start_but_not_a_reload(tmp_path: Path) -> None:
+    """Catches: a typing error in the resolver that is found by the first visitor, or that takes a running site down."""
+    (tmp_path / "who.py").write_text("def tier_of(environ):\n    return 'donor'\n")
+    text = QUEUE_ALL + "[tiers]\nresolver = who:tier_of\n"
+    with gunicorn(tmp_path, ini(tmp_path, text)) as site:
+        old = until(lambda: len(pids := {worker.pid for worker in workers(site)}) == 3 and pids)
+        assert site.ask("/pid").json()["queue_info"]["priority"] == "high"
+        (tmp_path / "who.py").write_text("def tier_off(environ):\n    return 'donor'\n")
+        os.kill(site.process.pid, signal.SIGHUP)
+        until(lambda: len(workers(site)) == 3 and not ({worker.pid for worker in workers(site)} & old))
+        assert site.ask("/pid").json()["queue_info"]["priority"] == "low"
+        assert "the resolver is not used, everybody is anonymous" in site.text()
+    ended = start_and_fail(tmp_path, text)
+    assert ended.returncode  # 3, or 1 when another worker fails while gunicorn is stopping already
+    assert "'who' has no 'tier_of'" in ended.stderr
+
+
+def test_memory_and_several_workers_are_refused(tmp_path: Path) -> None:
+    """Catches: a line for each process, where any worker must answer for any ticket."""
+    ended = start_and_fail(tmp_path, QUEUE_ALL + "[store]\nurl = memory://\n")
+    assert ended.returncode == 1
+    assert "[store] url = memory:// is one process's own and gunicorn has 2 workers" in ended.stderr
+
+
+def test_the_asgi_worker_is_refused(tmp_path: Path) -> None:
+    """Catches: a site that believes it has a line."""
+    ended = start_and_fail(tmp_path, QUEUE_ALL, "worker_class = 'asgi'")
+    assert ended.returncode == 1
+    assert "worker class 'asgi' serves ASGI apps" in ended.stderr
+
+
+def test_the_users_own_hooks_run_too(tmp_path: Path) -> None:
+    """Catches: install that replaces a hook."""
+    settings = "\n".join(
+        f"def {name}({args}):\n    open({str(tmp_path / name)!r}, 'a').close()"
+        for name, args in {
+            "on_starting": "server",
+            "pre_fork": "server, worker",
+            "post_worker_init": "worker",
+            "worker_exit": "server, worker",
+        }.items()
+    )
+    with gunicorn(tmp_path, ini(tmp_path, QUEUE_ALL), settings=settings) as site:
+        assert replay_pid(site)
+    assert all((tmp_path / name).exists() for name in ("on_starting", "pre_fork", "post_worker_init", "worker_exit"))
+
+
+def test_building_the_middleware_starts_no_thread_and_opens_no_file(tmp_path: Path) -> None:
+    """Catches: work at import or in __init__, which breaks preloading and forking."""
+    config = ini(tmp_path, QUEUE_ALL)
+    script = (
+        "import json, os, sys, threading\n"
+        "from wsgi_admission import AdmissionMiddleware\n"
+        "before = sorted(os.listdir('/proc/self/fd'))\n"
+        "app = AdmissionMiddleware(lambda e, s: [], sys.argv[1])\n"
+        "print(json.dumps([threading.active_count(), before == sorted(os.listdir('/proc/self/fd'))]))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script, str(config)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=30, check=True,
+    )  # fmt: skip
+    assert json.loads(ended.stdout) == [1, True]
+    assert not (tmp_path / "admission.db").exists()

@@ -1,0 +1,338 @@
+"""The middleware in one process: who passes, who runs, who is queued, and what a server sees."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import until
+from tests.wsgi import Result, call, environ
+from wsgi_admission import AdmissionMiddleware, Config, ConfigError, StoreUnavailable
+from wsgi_admission.config import Admission, Route, StoreOptions
+from wsgi_admission.policy.decision import Mode
+from wsgi_admission.replay import MARK
+
+
+class Site:
+    """An app whose requests wait until told to go, behind the line."""
+
+    def __init__(self, *, mode: Mode = Mode.AUTO, slots: int = 2, replays: bool = False, **route: Any) -> None:
+        self.go = threading.Event()
+        self.environs: list[dict[str, Any]] = []
+        self.closed = 0
+        self.config = Config(
+            admission=Admission(mode=mode, max_concurrent=slots, worker_threads=1),
+            store=StoreOptions(url="memory://"),
+            routes=(Route(name="image", path=("/image",), methods=frozenset({"POST", "GET"}), **route),),
+        )
+        self.middleware = AdmissionMiddleware(self.app, self.config, replays=replays)
+
+    def app(self, env: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        """Answer with what came."""
+        self.environs.append(env)
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        length = int(env.get("CONTENT_LENGTH") or 0)
+        return [env["wsgi.input"].read(length) if length else b"nothing"]
+
+    def open(self, path: str = "/image", method: str = "POST", **keys: Any) -> tuple[str, Any]:
+        """Call the middleware and leave its answer open; return the status and the iterable."""
+        told: list[str] = []
+
+        def start_response(status: str, _headers: Any, _exc_info: Any = None) -> Callable[[bytes], object]:
+            told.append(status)
+            return lambda _data: None
+
+        answer = self.middleware(environ(path, method, **keys), start_response)
+        return told[0], answer
+
+    def call(self, path: str = "/image", method: str = "POST", body: bytes = b"", **keys: Any) -> Result:
+        """Call the middleware under the validator."""
+        return call(self.middleware, path, method, body, **keys)
+
+
+@pytest.fixture(autouse=True)
+def quiet_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the load be that of the slots alone: what else this machine does is not the tests' subject."""
+    monkeypatch.setattr("wsgi_admission.process.LoadMeter.sample", lambda _self, _now: None)
+
+
+@pytest.fixture
+def made() -> Iterator[list[Site]]:
+    """Sites to close at the end."""
+    sites: list[Site] = []
+    yield sites
+    for site in sites:
+        site.middleware.close()
+
+
+def test_a_request_that_matches_nothing_reaches_the_app_untouched() -> None:
+    """Catches: an environ copied or added to, an iterable wrapped, parts made without need."""
+    answer = [b"x"]
+    seen: list[dict[str, Any]] = []
+
+    def app(env: dict[str, Any], _start_response: Any) -> list[bytes]:
+        seen.append(env)
+        return answer
+
+    middleware = AdmissionMiddleware(app, Site().config)
+    env = environ("/elsewhere")
+    before = dict(env)
+    assert middleware(env, lambda *_args: None) is answer  # type: ignore[arg-type]  # never called
+    assert seen[0] is env
+    assert env == before
+    assert middleware._process is None
+
+
+def test_slots_below_the_threshold_run_at_once_and_are_given_back_on_close(made: list[Site]) -> None:
+    """Catches: a slot given back before the answer was sent, or never."""
+    site = Site()
+    made.append(site)
+    status, first = site.open()
+    assert status == "200 OK"
+    assert b"".join(first) == b"nothing"
+    # One of two slots is half the load; with the second one the threshold of 80 % would be passed.
+    _, second = site.open()
+    third, _ = site.open()
+    assert third == "202 Accepted"
+    first.close()
+    first.close()
+    second.close()
+    assert site.middleware.process().slots.in_use() == 0
+
+
+def test_an_answer_that_is_dropped_unclosed_gives_its_slot_back(made: list[Site]) -> None:
+    """Catches: a server that forgets close() and so uses up the slots."""
+    site = Site(slots=1)
+    made.append(site)
+    _, answer = site.open()
+    assert site.middleware.process().slots.in_use() == 1
+    del answer
+    assert site.middleware.process().slots.in_use() == 0
+
+
+@pytest.mark.parametrize("ending", ["call", "iterate", "close"])
+def test_an_app_that_raises_gives_its_slot_back(made: list[Site], ending: str) -> None:
+    """Catches: a slot lost with each error of the app; an error swallowed; close() not called on the app's iterable."""
+    site = Site(slots=1)
+    made.append(site)
+    closed: list[str] = []
+
+    class Body:
+        def __iter__(self) -> Iterator[bytes]:
+            yield b"one"
+            if ending == "iterate":
+                raise RuntimeError(ending)
+
+        def close(self) -> None:
+            closed.append(ending)
+            if ending == "close":
+                raise RuntimeError(ending)
+
+    def app(_env: Any, start_response: Any) -> Iterable[bytes]:
+        if ending == "call":
+            raise RuntimeError(ending)
+        start_response("200 OK", [])
+        return Body()
+
+    site.middleware.app = app
+
+    def serve() -> None:
+        _, answer = site.open()
+        try:
+            list(answer)
+        finally:
+            answer.close()
+
+    with pytest.raises(RuntimeError, match=ending):
+        serve()
+    assert closed == ([] if ending == "call" else [ending])
+    assert site.middleware.process().slots.in_use() == 0
+
+
+def test_the_length_of_a_list_stays_known_to_the_server(made: list[Site]) -> None:
+    """Catches: an answer that servers can no longer give a Content-Length."""
+    site = Site()
+    made.append(site)
+    _, answer = site.open()
+    assert len(answer) == 1
+    answer.close()
+
+
+def test_a_newcomer_does_not_overtake_one_that_waits(made: list[Site]) -> None:
+    """Catches: a request that runs at once although another of its tier waits and a slot is free."""
+    site = Site(slots=5)
+    made.append(site)
+    held = [site.open()[1] for _ in range(4)]
+    assert site.open()[0] == "202 Accepted"
+    for answer in held:
+        answer.close()
+    # All slots are free now, and nobody replays in this process: the waiting one is still first.
+    assert site.open()[0] == "202 Accepted"
+    better, answer = site.open(REMOTE_USER="ada")  # nobody of her tier or a better one waits
+    assert better == "200 OK"
+    answer.close()
+
+
+def test_who_waits_for_a_full_route_is_not_overtaken_by_leaving_slots_idle(made: list[Site]) -> None:
+    """Catches: a route at its own limit that holds up the other routes' newcomers."""
+    site = Site()
+    made.append(site)
+    config = Config(
+        admission=Admission(max_concurrent=10),
+        store=StoreOptions(url="memory://"),
+        routes=(Route(name="video", path=("/video",), max_concurrent=1), Route(name="image", path=("/image",))),
+    )
+    site.middleware = AdmissionMiddleware(site.app, config, replays=False)
+    status, video = site.open("/video")
+    assert status == "200 OK"
+    assert site.open("/video")[0] == "202 Accepted"
+    status, image = site.open("/image")
+    assert status == "200 OK"
+    video.close()
+    assert site.open("/image")[0] == "202 Accepted"
+    image.close()
+
+
+def test_every_mode_does_what_it_says(made: list[Site]) -> None:
+    """Catches: a mode that is parsed and ignored; a shadow that queues or does not count."""
+    for mode, expected in ((Mode.QUEUE_ALL, "202 Accepted"), (Mode.PASS_THROUGH, "200 OK"), (Mode.SHADOW, "200 OK")):
+        site = Site(mode=mode, slots=1)
+        made.append(site)
+        answers = [site.open() for _ in range(3)]
+        assert [status for status, _ in answers] == [expected] * 3
+        for _, answer in answers:
+            if hasattr(answer, "close"):
+                answer.close()
+        process = site.middleware.process()
+        process.passing.flush(process.store)
+        tally = process.store.counts().get(("anonymous", "image"))
+        if mode is Mode.SHADOW:
+            assert tally is not None
+            assert (tally.passed, tally.shadowed, tally.accepted) == (3, 2, 0)
+        elif mode is Mode.PASS_THROUGH:
+            assert tally is None
+        else:
+            assert tally is not None
+            assert (tally.passed, tally.accepted) == (0, 3)
+
+
+def test_a_queued_request_is_replayed_with_its_ticket_and_never_queued_again(made: list[Site]) -> None:
+    """Catches: a replay that is queued, or a client that passes by a header which looks like the mark."""
+    site = Site(mode=Mode.QUEUE_ALL, replays=True)
+    made.append(site)
+    outer = AdmissionMiddleware(site.middleware.app, site.config)
+    site.middleware.app = outer  # the app is wrapped twice
+    site.middleware.close()
+    accepted = site.call(body=b"the body", HTTP_WSGI_ADMISSION_TICKET="x").json()
+    result = until(lambda: (r := site.call(accepted["result_url"], "GET")).status == "200 OK" and r)
+    assert result.body == b"the body"
+    assert site.environs[0][MARK].id == accepted["request_id"]
+    outer.close()
+
+
+def test_what_cannot_be_replayed_is_never_queued_and_does_not_get_around_the_line(made: list[Site]) -> None:
+    """Catches: a websocket answered with 202; an Upgrade header as a way past the slots."""
+    site = Site(mode=Mode.QUEUE_ALL, slots=1)
+    made.append(site)
+    upgrade = {"HTTP_UPGRADE": "websocket", "HTTP_CONNECTION": "Upgrade"}
+    status, held = site.open(method="GET", **upgrade)
+    assert status == "200 OK"
+    assert site.open(method="GET", **upgrade)[0] == "503 Service Unavailable"
+    held.close()
+    assert site.open(method="OPTIONS")[0] == "200 OK"
+    assert site.open(HTTP_UPGRADE="h2c")[0] == "202 Accepted"
+
+
+@pytest.mark.parametrize(
+    ("keys", "status"),
+    [
+        ({"CONTENT_LENGTH": "10"}, "400 Bad Request"),
+        ({"CONTENT_LENGTH": "abc"}, "400 Bad Request"),
+        ({"CONTENT_LENGTH": "101"}, "413 Content Too Large"),
+        ({"CONTENT_LENGTH": "", "HTTP_TRANSFER_ENCODING": "chunked"}, "411 Length Required"),
+    ],
+)
+def test_a_body_that_cannot_be_recorded_is_refused_and_nothing_is_queued(
+    made: list[Site], keys: dict[str, Any], status: str
+) -> None:
+    """Catches: half a body in the line."""
+    site = Site(mode=Mode.QUEUE_ALL, max_body=100)
+    made.append(site)
+    told, answer = site.open(body=b"short", **keys)
+    assert told == status
+    assert b'"detail"' in b"".join(answer)
+    assert not site.middleware.process().store.counts()
+
+
+def test_a_store_that_cannot_keep_a_request_means_running_or_503_but_never_202(
+    made: list[Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: a 202 without a ticket; a body lost on the way to the direct run."""
+    site = Site(mode=Mode.QUEUE_ALL, slots=1)
+    made.append(site)
+
+    def full(*_args: Any, **_keys: Any) -> Any:
+        raise StoreUnavailable("The disk is full.")
+
+    monkeypatch.setattr(site.middleware.process().store, "put", full)
+    direct = site.call(body=b"kept")
+    assert (direct.status, direct.body) == ("200 OK", b"kept")
+    _, held = site.open()
+    refused = site.call()
+    assert refused.status == "503 Service Unavailable"
+    assert int(refused.header("Retry-After") or "0") >= 1
+    assert refused.header("Content-Type") == "application/problem+json"
+    held.close()
+
+
+def test_a_store_that_cannot_be_opened_leaves_the_site_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Catches: a 500 on every request because of a wrong file; no way back when it is mended."""
+    wrong = tmp_path / "admission.db"
+    wrong.mkdir()
+    site = Site()
+    config = Config(
+        admission=Admission(mode=Mode.QUEUE_ALL, max_concurrent=1),
+        store=StoreOptions(url=f"sqlite:///{wrong}"),
+        routes=site.config.routes,
+    )
+    site.middleware = AdmissionMiddleware(site.app, config, replays=False)
+    status, held = site.open()
+    assert status == "200 OK"
+    assert site.call().status == "503 Service Unavailable"
+    assert site.call("/api/queue/health", "GET").status == "503 Service Unavailable"
+    assert site.open("/elsewhere")[0] == "200 OK"
+    assert "the store cannot be opened" in caplog.text
+    held.close()
+    wrong.rmdir()
+    site.middleware._failed_at = float("-inf")  # as if a second had passed
+    assert site.call().status == "202 Accepted"
+    site.middleware.close()
+
+
+def test_a_wrong_configuration_is_told_when_the_middleware_is_built(tmp_path: Path) -> None:
+    """Catches: an error that shows at the first request only."""
+    file = tmp_path / "admission.ini"
+    file.write_text("[admission]\nmode = sideways\n[route:x]\npath = /x\n")
+    with pytest.raises(ConfigError, match="sideways"):
+        AdmissionMiddleware(Site().app, file)
+
+
+def test_closing_hands_back_and_a_later_request_begins_anew(tmp_path: Path) -> None:
+    """Catches: threads or files left behind; a closed middleware that answers no more."""
+    site = Site()
+    config = Config(
+        admission=Admission(mode=Mode.QUEUE_ALL),
+        store=StoreOptions(url=f"sqlite:///{tmp_path}/admission.db"),
+        routes=site.config.routes,
+    )
+    before = threading.active_count()
+    site.middleware = AdmissionMiddleware(site.app, config, replays=False)
+    first = site.call().json()
+    site.middleware.close()
+    assert threading.active_count() == before
+    assert site.call(first["status_url"], "GET").json()["position_in_queue"] == 1
+    site.middleware.close()

@@ -1,0 +1,266 @@
+"""The pool, over a memory store."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.support import until
+from tests.wsgi import environ
+from wsgi_admission.errors import LeaseLost, StoreUnavailable
+from wsgi_admission.replay import Recording, record
+from wsgi_admission.slots import LocalSlots
+from wsgi_admission.stores import Store, Worker, open_store
+from wsgi_admission.ticket import State, Ticket
+from wsgi_admission.workers import Pool
+
+App = Callable[..., Iterable[bytes]]
+
+
+class Floor:
+    """A store with a pool over it; the app's runs wait for `go`."""
+
+    def __init__(
+        self, *, threads: int = 2, slots: int = 5, limits: dict[str, int] | None = None, app: App | None = None
+    ) -> None:
+        self.store: Store = open_store("memory://")
+        self.slots = LocalSlots(slots, limits or {})
+        self.go = threading.Event()
+        self.allowed = True
+        self.started: list[str] = []
+        self.together = self.most = 0
+        self._lock = threading.Lock()
+        worker = Worker("w", "host", 1, threads, slots)
+        self.pool = Pool(app or self.app, self.store, self.slots, worker, may_start=lambda: self.allowed)
+
+    def app(self, env: dict[str, Any], start_response: Any) -> list[bytes]:
+        """Note the run, wait, answer."""
+        with self._lock:
+            self.started.append(env["QUERY_STRING"])
+            self.together += 1
+            self.most = max(self.most, self.together)
+        assert self.go.wait(30)
+        with self._lock:
+            self.together -= 1
+        start_response("200 OK", [])
+        return [env["QUERY_STRING"].encode()]
+
+    def put(self, query: str = "", route: str = "image") -> Ticket:
+        """Queue a request."""
+        ticket = Ticket(
+            id=str(uuid.uuid4()), route=route, tier="t", tier_rank=0, client="c", owner="", cost=1.0,
+            crash_retries=0, created_at=0.0,
+        )  # fmt: skip
+        request = record(environ(f"/image?{query}", "POST", b"body"), max_body=100)
+        with request.body:
+            return self.store.put(ticket, request, now=0.0)
+
+    def state(self, ticket: Ticket) -> State:
+        """Return the ticket's state."""
+        return self.store.get(ticket.id).state
+
+
+@pytest.fixture
+def floor() -> Iterator[Floor]:
+    """Two threads and five slots."""
+    made = Floor()
+    yield made
+    made.go.set()
+    made.pool.drain(30)
+
+
+def test_tickets_run_and_their_answers_are_kept(floor: Floor) -> None:
+    """Catches: a ticket that is claimed and forgotten; a slot that is not given back."""
+    floor.go.set()
+    tickets = [floor.put(str(number)) for number in range(20)]
+    floor.pool.start()
+    until(lambda: all(floor.state(ticket).final for ticket in tickets))
+    for number, ticket in enumerate(tickets):
+        response = floor.store.response(ticket.id)
+        assert response is not None
+        with response.body:
+            assert response.body.read() == str(number).encode()
+    until(lambda: floor.slots.in_use() == 0, "all slots given back")
+
+
+def test_no_more_run_than_there_are_slots() -> None:
+    """Catches: a claim without a slot."""
+    floor = Floor(threads=4, slots=2)
+    tickets = [floor.put() for _ in range(8)]
+    floor.pool.start()
+    until(lambda: floor.together == 2)
+    floor.go.set()
+    until(lambda: all(floor.state(ticket).final for ticket in tickets))
+    floor.pool.drain(30)
+    assert floor.most == 2
+
+
+def test_a_route_at_its_limit_does_not_hold_up_the_others() -> None:
+    """Catches: a line that stands still behind a full route; a route limit exceeded."""
+    floor = Floor(threads=4, slots=4, limits={"video": 1})
+    videos = [floor.put("video", "video") for _ in range(3)]
+    image = floor.put("image", "image")
+    floor.pool.start()
+    until(lambda: len(floor.started) == 2)
+    assert sorted(floor.started) == ["image", "video"]
+    floor.go.set()
+    until(lambda: all(floor.state(ticket).final for ticket in [*videos, image]))
+    floor.pool.drain(30)
+
+
+def test_a_ticket_of_a_route_that_is_configured_no_more_still_runs(floor: Floor) -> None:
+    """Catches: a renamed route whose tickets wait for ever."""
+    floor.go.set()
+    ticket = floor.put(route="of old")
+    floor.pool.start()
+    until(lambda: floor.state(ticket) is State.COMPLETED)
+
+
+def test_replays_are_held_back_and_go_on(floor: Floor) -> None:
+    """Catches: may_start ignored, or asked once only."""
+    floor.allowed = False
+    floor.go.set()
+    ticket = floor.put()
+    floor.pool.start()
+    floor.pool.wake()
+    assert floor.state(ticket) is State.QUEUED
+    floor.allowed = True
+    until(lambda: floor.state(ticket) is State.COMPLETED)
+    assert floor.started == [""]
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit, RuntimeError])
+def test_an_app_that_raises_fails_its_ticket_and_no_thread(error: type[BaseException]) -> None:
+    """Catches: a pool that loses a thread with each such app."""
+
+    def app(_environ: Any, _start_response: Any) -> list[bytes]:
+        raise error("secret")
+
+    floor = Floor(threads=1, app=app)
+    tickets = [floor.put() for _ in range(3)]
+    floor.pool.start()
+    until(lambda: all(floor.state(ticket) is State.FAILED for ticket in tickets))
+    floor.pool.drain(30)
+    assert "secret" not in floor.store.get(tickets[0].id).error
+
+
+def test_draining_hands_back_what_runs_and_a_late_answer_does_not_count(floor: Floor) -> None:
+    """Catches: a ticket lost or doubly finished when its worker leaves."""
+    running, waiting = floor.put("running"), floor.put("waiting")
+    floor.allowed = True
+    floor.pool.start()
+    until(lambda: len(floor.started) == 2)
+    assert floor.pool.drain(0) == 2
+    again = floor.store.get(running.id)
+    assert (again.state, again.attempt, again.crashes) == (State.QUEUED, 1, 0)
+    assert floor.store.ahead(waiting.id) == {"image": 1}
+    floor.go.set()
+    until(lambda: floor.slots.in_use() == 0, "the end of the runs")
+    assert floor.state(running) is State.QUEUED
+
+
+def test_a_claim_under_way_when_the_stop_comes_is_handed_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a ticket leased in the moment of leaving, that nobody runs until its lease has run out."""
+    floor = Floor(threads=1)
+    claim, claiming, go_on = floor.store.claim, threading.Event(), threading.Event()
+
+    def slow(*args: Any, **keys: Any) -> Ticket | None:
+        claiming.set()
+        assert go_on.wait(30)
+        return claim(*args, **keys)
+
+    monkeypatch.setattr(floor.store, "claim", slow)
+    ticket = floor.put()
+    floor.pool.start()
+    assert claiming.wait(30)
+    leaving = threading.Thread(target=lambda: floor.pool.drain(0))
+    leaving.start()
+    until(floor.pool._stopping.is_set)
+    go_on.set()
+    leaving.join(30)
+    assert (floor.state(ticket), floor.store.get(ticket.id).attempt) == (State.QUEUED, 1)
+    assert not floor.started
+
+
+def test_draining_waits_for_what_ends_in_time(floor: Floor) -> None:
+    """Catches: a drain that does not wait."""
+    ticket = floor.put()
+    floor.pool.start()
+    until(lambda: floor.started)
+    ended = threading.Thread(target=lambda: floor.pool.drain(30))
+    ended.start()
+    floor.go.set()
+    ended.join(30)
+    assert floor.state(ticket) is State.COMPLETED
+
+
+def test_an_answer_is_kept_when_the_store_comes_back(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a finished run that is lost, or kept half, because the store failed for a moment."""
+    finish, calls = floor.store.finish, []
+
+    def failing(*args: Any, **keys: Any) -> Ticket:
+        calls.append(1)
+        if len(calls) < 3:
+            args[3].body.read()  # as a store that fails in the middle of copying
+            raise StoreUnavailable("The disk is full.")
+        return finish(*args, **keys)
+
+    monkeypatch.setattr(floor.store, "finish", failing)
+    floor.go.set()
+    ticket = floor.put("whole")
+    floor.pool.start()
+    until(lambda: floor.state(ticket) is State.COMPLETED)
+    response = floor.store.response(ticket.id)
+    assert response is not None
+    assert response.body.read() == b"whole"
+    assert len(calls) == 3
+
+
+def test_a_store_that_fails_on_claim_is_asked_again(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a thread or a slot lost with a store that does not answer."""
+    claim, failures = floor.store.claim, [StoreUnavailable("busy"), LeaseLost("x", 1), RuntimeError("bug")]
+
+    def failing(*args: Any, **keys: Any) -> Ticket | None:
+        if failures:
+            raise failures.pop()
+        return claim(*args, **keys)
+
+    monkeypatch.setattr(floor.store, "claim", failing)
+    floor.go.set()
+    ticket = floor.put()
+    floor.pool.start()
+    until(lambda: floor.state(ticket) is State.COMPLETED)
+    until(lambda: floor.slots.in_use() == 0, "all slots given back")
+
+
+def test_a_request_that_cannot_be_read_fails_its_ticket(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a lost body file that stops the line."""
+
+    def lost(_ticket_id: str) -> Recording:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(floor.store, "request", lost)
+    ticket = floor.put()
+    floor.pool.start()
+    until(lambda: floor.state(ticket) is State.FAILED)
+    assert floor.store.get(ticket.id).error == "The recorded request could not be read."
+
+
+def test_leases_of_what_runs_are_renewed_and_lost_ones_told(floor: Floor, caplog: pytest.LogCaptureFixture) -> None:
+    """Catches: a run longer than a lease that is given to somebody else."""
+    times = iter([100.0])
+    floor.pool._clock = lambda: next(times, 120.0)
+    floor.put()
+    floor.pool.start()
+    until(lambda: floor.started)
+    floor.pool.renew()  # to 120 + 30
+    assert floor.store.requeue_expired(now=149.0) == 0
+    assert floor.store.requeue_expired(now=151.0) == 1
+    with caplog.at_level(logging.WARNING):
+        floor.pool.renew()
+    assert "lost the lease" in caplog.text

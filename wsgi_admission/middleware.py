@@ -1,0 +1,208 @@
+"""The middleware: wrap a WSGI app, and the requests to its expensive routes wait in a line when it is loaded.
+
+::
+
+    from wsgi_admission import AdmissionMiddleware
+
+    app = AdmissionMiddleware(app, "admission.ini")
+
+Building it starts no thread and opens no file but the configuration.  What a process needs (the store, the
+slots, the threads) is made at its first use in that process, so preloading and forking are safe.
+
+A replayed call sees its ticket as ``environ["wsgi_admission.ticket"]``.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from wsgi_admission.config import Config, Route, load_config
+from wsgi_admission.errors import RequestRefused, StoreError, StoreUnavailable
+from wsgi_admission.policy.decision import Decision, Mode, Verdict, decide
+from wsgi_admission.process import Process, route_limits, start_process
+from wsgi_admission.replay import MARK, queueable, record, restore
+from wsgi_admission.routes import API, Table
+from wsgi_admission.running import App, run
+from wsgi_admission.slots import LocalSlots, Slots
+from wsgi_admission.ticket import Ticket
+from wsgi_admission.tiers import Identity, Resolver
+from wsgi_admission.web.answers import Environ, StartResponse, problem, retry_later
+
+log = logging.getLogger("wsgi_admission")
+
+#: Seconds between attempts to open a store that could not be opened.
+REOPEN_INTERVAL = 1.0
+
+
+class AdmissionMiddleware:
+    """A WSGI app that puts a line in front of another one.
+
+    :param app: the app to wrap.
+    :param config: a `Config`, or the path of an INI file.
+    :param replays: whether this process runs queued requests too; False where other processes do.
+    :param resolver: says who is asking, instead of ``[tiers] resolver``: from the environ to a tier's name, or to
+        a tier's name and a client's id, or to None.
+    :raises ConfigError: when the configuration cannot be used.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        config: Config | str | os.PathLike[str],
+        *,
+        replays: bool = True,
+        resolver: Callable[[Environ], object] | None = None,
+    ) -> None:
+        self.app = app
+        self.config = config if isinstance(config, Config) else load_config(config)
+        self.replays = replays
+        tiers = self.config.tiers
+        self._identify = Resolver(
+            [tier.name for tier in tiers.order],
+            resolver=resolver or self.config.load_resolver(),
+            header=tiers.header,
+            trusted_proxies=tiers.trusted_proxies,
+        )
+        self._find = Table(self.config.routes, self.config.api.prefix).find
+        self._mode = self.config.admission.mode
+        self._process: Process | None = None
+        self._inherited: Process | None = None
+        self._starting = threading.Lock()
+        self._failed_at = -REOPEN_INTERVAL
+        # What limits direct runs while there is no store to share slots beside.
+        self._spare_slots = LocalSlots(self.config.admission.max_concurrent, route_limits(self.config))
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer a request: by the app, by the queue API, or with a place in the line."""
+        route = self._find(environ["REQUEST_METHOD"], environ.get("PATH_INFO", ""))
+        if route is None:
+            return self.app(environ, start_response)
+        try:
+            process = self.process()
+        except StoreError:
+            return self._without_store(route, environ, start_response)
+        if route is API:
+            return process.api(environ, start_response)
+        return self._admit(process, route, environ, start_response)
+
+    def process(self) -> Process:
+        """Return what this process needs, made at the first call.  Raises `StoreError` when it cannot be."""
+        process = self._process
+        if process is not None and process.pid == os.getpid():
+            return process
+        with self._starting:
+            if self._process is None or self._process.pid != os.getpid():
+                self._process = self._start()
+            return self._process
+
+    def _start(self) -> Process:
+        if time.monotonic() - self._failed_at < REOPEN_INTERVAL:
+            raise StoreUnavailable("The store could not be opened a moment ago.")
+        # What was made before a fork stays referenced: closing its connections here would harm the parent's.
+        self._inherited = self._process
+        try:
+            process = start_process(self.app, self.config, self._identify, replays=self.replays)
+        except StoreError:
+            self._failed_at = time.monotonic()
+            log.exception("the store cannot be opened; requests run without a line while slots are free")
+            raise
+        atexit.register(self.close)
+        return process
+
+    def drain(self, timeout: float) -> None:
+        """Replay nothing more in this process: what runs has ``timeout`` seconds, then it returns to the line."""
+        process = self._process
+        if process is not None and process.pid == os.getpid():
+            process.drain(timeout)
+
+    def close(self) -> None:
+        """End what this process does, and hand back what it runs.  A later request begins anew."""
+        process, self._process = self._process, None
+        if process is not None and process.pid == os.getpid():
+            atexit.unregister(self.close)
+            process.close()
+
+    def _admit(
+        self, process: Process, route: Route, environ: Environ, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        if MARK in environ:
+            return self.app(environ, start_response)  # a replayed request has had its turn
+        if not queueable(environ):
+            # It cannot be answered later, and may not get around the line either.
+            return self._run_or_refuse(process.slots, route, environ, start_response)
+        who = self._identify(environ)
+        try:
+            decision = decide(self._mode, process.load(), process.line(who.rank))
+        except StoreError:
+            decision = Decision(Verdict.RUN, "store")
+        if decision.verdict is Verdict.PASS:
+            return self.app(environ, start_response)
+        shadowed = self._mode is Mode.SHADOW and decision.verdict is Verdict.QUEUE
+        if decision.verdict is Verdict.RUN or shadowed:
+            slot = process.slots.take(route.name)
+            if slot is not None or self._mode is Mode.SHADOW:
+                passed = process.passing.begin(who.tier, route.name, shadowed=shadowed or slot is None)
+                return run(self.app, environ, start_response, slot, passed)
+        return self._queue(process, route, who, environ, start_response)
+
+    def _queue(
+        self, process: Process, route: Route, who: Identity, environ: Environ, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        try:
+            request = record(environ, max_body=route.max_body)
+        except RequestRefused as refused:
+            return problem(int(refused.status[:3]), str(refused)).send(environ, start_response)
+        now = time.time()
+        retries = self.config.admission.crash_retries if route.crash_retries is None else route.crash_retries
+        try:
+            ticket = Ticket(
+                id=str(uuid.uuid4()),
+                route=route.name,
+                tier=who.tier,
+                tier_rank=who.rank,
+                client=who.client,
+                owner=who.owner,
+                cost=process.api.forecast.expected(route.name, now=now),
+                crash_retries=retries,
+                created_at=now,
+            )
+            ticket = process.store.put(ticket, request, now=now)
+        except StoreError:
+            log.exception("a request could not be queued; it runs at once if a slot is free")
+            restore(environ, request)
+            return self._run_or_refuse(process.slots, route, environ, start_response, request.body.close)
+        except BaseException:
+            request.body.close()
+            raise
+        request.body.close()
+        process.pool.wake()
+        log.info("ticket %s: %s queued for %s", ticket.id[:8], ticket.route, ticket.tier)
+        return process.api.accepted(environ, ticket).send(environ, start_response)
+
+    def _without_store(self, route: Any, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer a matching request while the store cannot be opened."""
+        if route is API:
+            return retry_later("The queue cannot be reached just now.", 1.0).send(environ, start_response)
+        return self._run_or_refuse(self._spare_slots, route, environ, start_response)
+
+    def _run_or_refuse(
+        self,
+        slots: Slots,
+        route: Route,
+        environ: Environ,
+        start_response: StartResponse,
+        ended: Callable[[], None] = lambda: None,
+    ) -> Iterable[bytes]:
+        slot = slots.take(route.name)
+        if slot is None:
+            ended()
+            answer = retry_later("The server is busy and cannot queue requests just now.", 1.0)
+            return answer.send(environ, start_response)
+        return run(self.app, environ, start_response, slot, ended)

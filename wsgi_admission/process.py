@@ -1,0 +1,205 @@
+"""What one process needs beside the configuration: its parts, made together at first use and ended together."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from wsgi_admission.chores import Chore, Housekeeper
+from wsgi_admission.config import Config
+from wsgi_admission.errors import StoreError
+from wsgi_admission.load import Load, LoadMeter
+from wsgi_admission.policy.decision import Line
+from wsgi_admission.running import App
+from wsgi_admission.slots import HostSlots, LocalSlots, Slots
+from wsgi_admission.stores import Counts, Passed, Store, Worker, open_store
+from wsgi_admission.tiers import Resolver
+from wsgi_admission.web.api import Api
+from wsgi_admission.workers import RENEW_INTERVAL, Pool
+
+log = logging.getLogger("wsgi_admission.process")
+
+#: Seconds between samples of the load.
+SAMPLE_INTERVAL = 0.5
+#: Seconds between a replaying process's reports that it is alive.
+REPORT_INTERVAL = 5.0
+#: Seconds between looks for lost leases and things to write down.
+TIDY_INTERVAL = 1.0
+#: Direct runs remembered between two of those; what exceeds it is not counted.
+PASSED_KEPT = 100_000
+
+_EMPTY = Line(0)
+
+
+def route_limits(config: Config) -> dict[str, int]:
+    """Return route -> slots of its own, for the routes that have a limit."""
+    return {route.name: route.max_concurrent for route in config.routes if route.max_concurrent is not None}
+
+
+def open_slots(config: Config) -> Slots:
+    """Return the slots of this host: in a file beside a SQLite store, in this process for a memory store."""
+    limits = route_limits(config)
+    kind, _, path = config.store.url.partition(":///")
+    if kind != "sqlite":
+        return LocalSlots(config.admission.max_concurrent, limits)
+    file = Path(f"{path}-{config.admission.name}.slots").absolute()
+    return HostSlots(file, config.admission.max_concurrent, limits)
+
+
+@dataclass
+class Process:
+    """The parts of one process.  ``pool`` is not started where other processes replay."""
+
+    pid: int
+    store: Store
+    slots: Slots
+    api: Api
+    housekeeper: Housekeeper
+    pool: Pool
+    passing: Passing
+    line: Callable[[int], Line]
+    load: Callable[[], Load]
+
+    def replayed(self, now: float) -> bool:
+        """Return whether any process has reported lately that it replays.  ``now`` is seconds since the epoch."""
+        return bool(self.store.statistics(now=now).workers)
+
+    def drain(self, timeout: float) -> None:
+        """Claim nothing more, and hand back what still runs after ``timeout`` seconds."""
+        if self.pool.started:
+            self.pool.drain(timeout)
+            self.store.report(replace(self.pool.worker, threads=0), now=time.time())
+
+    def close(self) -> None:
+        """End the threads, hand back what runs, and let go of the store."""
+        self.housekeeper.stop()
+        try:
+            self.drain(0.0)
+            self.passing.flush(self.store)
+        except StoreError as error:
+            log.warning("the store did not answer while this process ended: %s", error)
+        self.store.close()
+
+
+class Passing:
+    """Counts the requests that run at once, and tells the store of them now and then."""
+
+    def __init__(self) -> None:
+        self._ended: deque[Passed] = deque(maxlen=PASSED_KEPT)
+
+    def begin(self, tier: str, route: str, *, shadowed: bool) -> Callable[[], None]:
+        """Return what is to be called when the request has ended."""
+        start = time.monotonic()
+        return lambda: self._ended.append(Passed(tier, route, time.monotonic() - start, shadowed))
+
+    def flush(self, store: Store) -> None:
+        """Tell the store of those that have ended."""
+        ended = []
+        while self._ended:
+            ended.append(self._ended.popleft())
+        if not ended:
+            return
+        try:
+            store.observe(ended, now=time.time())
+        except StoreError:
+            self._ended.extend(ended)
+            raise
+
+
+def line_reader(store: Store, slots: Slots, ranks: Mapping[str, int]) -> Callable[[int], Line]:
+    """Return a function from a newcomer's rank to what it must not overtake.
+
+    The tallies are looked through once for each change of the line, not for each request.
+    """
+    seen: tuple[Counts, list[tuple[int, str, int]]] = ({}, [])
+
+    def line(rank: int) -> Line:
+        nonlocal seen
+        counts = store.counts()
+        if counts is not seen[0]:
+            last = len(ranks)
+            seen = (
+                counts,
+                [(ranks.get(tier, last), route, n.queued) for (tier, route), n in counts.items() if n.queued],
+            )
+        queued = seen[1]
+        if not queued:
+            return _EMPTY
+        return Line(sum(count for other, route, count in queued if other <= rank and not slots.full(route)))
+
+    return line
+
+
+def start_process(app: App, config: Config, identify: Resolver, *, replays: bool) -> Process:
+    """Open the store and the slots of this process, and start its threads.
+
+    :param replays: whether queued requests run in this process too.
+    :raises StoreError: when the store or the slots cannot be opened; nothing stays open then.
+    """
+    store = open_store(config.store.url, name=config.admission.name, durability=config.store.durability)
+    try:
+        slots = open_slots(config)
+    except StoreError:
+        store.close()
+        raise
+    options, admission = config.load, config.admission
+    meter = LoadMeter(
+        threshold=options.threshold,
+        resume=options.resume,
+        cpu_threshold=options.cpu_threshold,
+        memory_threshold=options.memory_threshold,
+    )
+
+    def load() -> Load:
+        return meter.load(slots.in_use(), admission.max_concurrent)
+
+    def may_start() -> bool:
+        # Memory above its threshold holds replays back, but the line moves: one still runs.
+        return not load().memory_above or slots.in_use() == 0
+
+    host, pid = socket.gethostname(), os.getpid()
+    name = f"{host}:{pid}:{uuid.uuid4().hex[:8]}"
+    worker = Worker(name, host, pid, admission.worker_threads, admission.max_concurrent)
+    pool = Pool(app, store, slots, worker, may_start=may_start)
+    passing = Passing()
+
+    def report() -> None:
+        if pool.started:
+            store.report(worker, now=time.time())
+
+    def prune() -> None:
+        now = time.time()
+        store.prune(before=now - admission.retention, now=now)
+
+    chores = [
+        Chore(SAMPLE_INTERVAL, lambda: meter.sample(time.monotonic())),
+        Chore(REPORT_INTERVAL, report),
+        Chore(RENEW_INTERVAL, pool.renew),
+        Chore(TIDY_INTERVAL, lambda: store.requeue_expired(now=time.time())),
+        Chore(TIDY_INTERVAL, lambda: passing.flush(store)),
+        Chore(TIDY_INTERVAL, lambda: store.maintain(now=time.time())),
+        Chore(admission.cleanup_interval, prune),
+    ]
+    if replays:
+        pool.start()
+    housekeeper = Housekeeper(chores)
+    housekeeper.start()
+    ranks = {tier.name: rank for rank, tier in enumerate(config.tiers.order)}
+    return Process(
+        pid=pid,
+        store=store,
+        slots=slots,
+        api=Api(store, config, identify, load, slots_in_use=slots.in_use),
+        housekeeper=housekeeper,
+        pool=pool,
+        passing=passing,
+        line=line_reader(store, slots, ranks),
+        load=load,
+    )

@@ -1,0 +1,66 @@
+"""A request that runs at once: its slot is given back when the server has closed the app's answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
+
+App = Callable[..., Iterable[bytes]]
+
+
+class Held(Protocol):
+    """What is given back when the request has ended."""
+
+    def release(self) -> None:
+        """Give it back."""
+
+
+class Running:
+    """The app's iterable; the slot is given back when the server closes it."""
+
+    def __init__(self, iterable: Iterable[bytes], ended: Callable[[], None]) -> None:
+        self._iterable = iterable
+        self._ended: Callable[[], None] | None = ended
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._iterable)
+
+    def close(self) -> None:
+        """Close the app's iterable and give the slot back, whatever happens."""
+        try:
+            close = getattr(self._iterable, "close", None)
+            if close is not None:
+                close()
+        finally:
+            self.__del__()
+
+    def __del__(self) -> None:
+        # Also for a server that drops the iterable without closing it: a slot lost so would be lost for ever.
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended()
+
+
+class SizedRunning(Running):
+    """The same for a list or a tuple: servers take the Content-Length from one that holds one block."""
+
+    def __len__(self) -> int:
+        return len(self._iterable)  # type: ignore[arg-type]  # it is a list or a tuple
+
+
+def run(
+    app: App, environ: dict[str, Any], start_response: Callable[..., Any], slot: Held | None, passed: Callable[[], None]
+) -> Iterable[bytes]:
+    """Call the app; give the slot back, and tell ``passed``, when its answer has been closed."""
+
+    def ended() -> None:
+        if slot is not None:
+            slot.release()
+        passed()
+
+    try:
+        iterable = app(environ, start_response)
+    except BaseException:
+        ended()
+        raise
+    return (SizedRunning if isinstance(iterable, (list, tuple)) else Running)(iterable, ended)

@@ -1,0 +1,71 @@
+"""HTTP answers of our own: JSON, problems (RFC 9457), and the headers that all of them share."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timezone
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+from wsgi_admission.policy import backoff
+
+Environ = dict[str, Any]
+StartResponse = Callable[..., Callable[[bytes], object]]
+
+
+class Answer(NamedTuple):
+    """A whole answer: status code, headers beside the shared ones, and the body."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+    def send(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer the WSGI call."""
+        bodiless = self.status in {204, 304}
+        headers = [
+            *self.headers,
+            # Nothing of ours may be kept by a cache: it is about one client at one moment.
+            ("Cache-Control", "no-store"),
+            ("Vary", "Cookie, Authorization, Accept"),
+            ("X-Content-Type-Options", "nosniff"),
+            ("Access-Control-Expose-Headers", "Location, Retry-After, Admission-Status"),
+        ]
+        if not bodiless:
+            headers.append(("Content-Length", str(len(self.body))))
+        start_response(f"{self.status} {reason(self.status)}", headers)
+        return [b""] if bodiless or environ.get("REQUEST_METHOD") == "HEAD" else [self.body]
+
+
+def reason(status: int) -> str:
+    """Return the reason phrase of a status code (RFC 9110)."""
+    return {413: "Content Too Large", 422: "Unprocessable Content"}.get(status) or HTTPStatus(status).phrase
+
+
+def json_answer(
+    status: int, data: Mapping[str, Any], *headers: tuple[str, str], content_type: str = "application/json"
+) -> Answer:
+    """Return ``data`` as JSON."""
+    body = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
+    return Answer(status, [("Content-Type", content_type), *headers], body)
+
+
+def problem(status: int, detail: str, *headers: tuple[str, str]) -> Answer:
+    """Return a problem (RFC 9457) with one sentence of ``detail``."""
+    data = {"type": "about:blank", "title": reason(status), "status": status, "detail": detail}
+    return json_answer(status, data, *headers, content_type="application/problem+json")
+
+
+def retry_later(detail: str, load: float) -> Answer:
+    """Return a 503 that tells when to come back: by exponential backoff with jitter, at this load (0 to 1)."""
+    seconds = backoff.delay(0, load, random.random())  # noqa: S311 - jitter, not a secret
+    return problem(503, detail, ("Retry-After", str(max(1, round(seconds)))))
+
+
+def iso(seconds: float | None) -> str | None:
+    """Return a time in seconds since the epoch as RFC 3339 text in UTC, to the second."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

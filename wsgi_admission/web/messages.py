@@ -1,0 +1,48 @@
+"""The sentences that people read, by state, position, load and tier."""
+
+from __future__ import annotations
+
+from wsgi_admission.policy.estimates import human
+from wsgi_admission.ticket import State
+
+ENDED = {
+    State.COMPLETED: "✅ Your request has been completed successfully!",
+    State.CANCELLED: "🚫 Your request has been cancelled.",
+}
+#: The load from which on people are told that the server is very busy.
+VERY_BUSY = 0.9
+
+
+def status(state: State, *, position: int | None, wait: float | None, hint: str = "", error: str = "") -> str:
+    """Return what a ticket's owner is told.
+
+    :param position: the place in the line, or None for a ticket that does not wait.
+    :param wait: the expected seconds until the start, or None if there is no line to wait in.
+    :param hint: what the client's tier adds while waiting.
+    :param error: why the ticket failed or was cancelled.
+    """
+    if state is State.PROCESSING:
+        return "🔄 Your request is being processed..."
+    if state is State.FAILED:
+        return f"❌ Your request failed. {error or 'Please try again later.'}"
+    if state is not State.QUEUED:
+        return f"{ENDED[state]} {error}".rstrip()
+    if position is None or wait is None:
+        sentence = "📋 Your request is in the queue."
+    elif position == 1:
+        sentence = "🎯 You're next in line! Processing will begin shortly."
+    else:
+        sentence = f"📋 You're #{position} in queue. Estimated wait: {human(wait)}"
+    return f"{sentence}{'' if sentence.endswith('.') else '.'} {hint}" if hint else sentence
+
+
+def retry(delay: float, load: float) -> str:
+    """Return the advice on when to ask again.  ``delay`` is in seconds, ``load`` is 0 to 1."""
+    busy = "The server is very busy" if load >= VERY_BUSY else "The server is busy"
+    return f"{busy} ({load:.0%} load). To try again instead of waiting, wait {human(delay)} first."
+
+
+def retry_failed(delay: float, load: float) -> str:
+    """Return the advice on when to send a failed request again.  ``delay`` is in seconds, ``load`` is 0 to 1."""
+    busy = "; the server is very busy" if load >= VERY_BUSY else ""
+    return f"You can send the request again in {human(delay)}{busy}."

@@ -1,0 +1,136 @@
+"""What a client sees of a ticket: the fields of the contract, and the headers that go with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+from wsgi_admission.config import Config
+from wsgi_admission.errors import StoreError
+from wsgi_admission.load import Load
+from wsgi_admission.policy import backoff
+from wsgi_admission.policy.estimates import human
+from wsgi_admission.stores import Store
+from wsgi_admission.ticket import State, Ticket
+from wsgi_admission.web import messages
+from wsgi_admission.web.answers import Environ, iso
+from wsgi_admission.web.outlook import Forecast, Outlook
+
+
+class Views:
+    """Puts tickets into words and numbers; the parameters are those of `Api`."""
+
+    def __init__(
+        self,
+        store: Store,
+        config: Config,
+        load: Callable[[], Load],
+        forecast: Forecast,
+        *,
+        clock: Callable[[], float],
+        uniform: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._config = config
+        self._load = load
+        self._forecast = forecast
+        self._clock = clock
+        self._uniform = uniform
+        self._tiers = {tier.name: tier for tier in config.tiers.order}
+
+    def accepted(self, environ: Environ, ticket: Ticket) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+        """Return what the 202 to a request that was queued says, and the headers that go with it."""
+        now = self._clock()
+        try:
+            outlook = self._forecast.outlook(ticket, now=now)
+        except StoreError:
+            outlook = Outlook(None, None)  # it is in the line all the same
+        urls, load = self._urls(environ, ticket), self._load().value
+        data = {
+            "queued": True,
+            "request_id": ticket.id,
+            "status": ticket.state.value,
+            "message": self._message(ticket, outlook),
+            "queue_info": {
+                **self._place(outlook),
+                "priority": self._priority(ticket),
+                "created_at": iso(ticket.created_at),
+            },
+            "server_load": round(load, 4),
+            **urls,
+            "retry_suggestion": self._suggestion(messages.retry, 0, load, now),
+        }
+        return data, [*self._pending(ticket, outlook), ("Location", urls["result_url"])]
+
+    def status(self, environ: Environ, ticket: Ticket) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+        """Return what a ticket's owner sees of it, and the headers that go with it."""
+        now = self._clock()
+        outlook = self._forecast.outlook(ticket, now=now)
+        data = {
+            "request_id": ticket.id,
+            "status": ticket.state.value,
+            "created_at": iso(ticket.created_at),
+            "started_at": None if ticket.state is State.QUEUED else iso(ticket.started_at),
+            "completed_at": iso(ticket.completed_at),
+            "priority": self._priority(ticket),
+            **self._place(outlook),
+            "estimated_wait_p90": None if outlook.wait is None else round(outlook.wait.p90),
+            "progress": ticket.progress,
+            "attempt": ticket.attempt,
+            "message": self._message(ticket, outlook),
+            **self._urls(environ, ticket),
+        }
+        if ticket.state is State.FAILED:
+            data["error_message"] = ticket.error
+            retry = min(ticket.crashes, 8)
+            data["retry_suggestion"] = self._suggestion(messages.retry_failed, retry, self._load().value, now)
+        return data, [] if ticket.state.final else self._pending(ticket, outlook)
+
+    def _place(self, outlook: Outlook) -> dict[str, Any]:
+        wait = None if outlook.wait is None else outlook.wait.p50
+        return {
+            "position_in_queue": outlook.position,
+            "estimated_wait_time": None if wait is None else round(wait),
+            "estimated_wait_human": None if wait is None else human(wait),
+        }
+
+    def _priority(self, ticket: Ticket) -> str:
+        # A tier that the configuration no longer names is still served, by its old rank; it is shown as the last.
+        tier = self._tiers.get(ticket.tier) or self._config.tiers.order[-1]
+        return tier.priority
+
+    def _message(self, ticket: Ticket, outlook: Outlook) -> str:
+        tier = self._tiers.get(ticket.tier)
+        return messages.status(
+            ticket.state,
+            position=outlook.position,
+            wait=None if outlook.wait is None else outlook.wait.p50,
+            hint=tier.hint if tier else "",
+            error=ticket.error,
+        )
+
+    def _pending(self, ticket: Ticket, outlook: Outlook) -> list[tuple[str, str]]:
+        waiting = sum(tally.queued for tally in self._store.counts().values())
+        wait = 0.0 if outlook.wait is None else outlook.wait.p50
+        seconds = backoff.poll_interval(wait, waiting, self._uniform())
+        return [("Retry-After", str(seconds)), ("Admission-Status", ticket.state.value)]
+
+    def _suggestion(self, message: Callable[..., str], retry: int, load: float, now: float) -> dict[str, Any]:
+        seconds = max(1, round(backoff.delay(retry, load, self._uniform())))
+        return {
+            "delay_seconds": seconds,
+            "delay_human": human(seconds),
+            "message": message(seconds, load),
+            "retry_after": iso(now + seconds),
+        }
+
+    def _urls(self, environ: Environ, ticket: Ticket) -> dict[str, str]:
+        mount = quote(environ.get("SCRIPT_NAME", "").rstrip("/"), safe="/:@!$&'()*+,;=~", encoding="latin-1")
+        base = f"{self._config.api.base_url.rstrip('/')}{mount}{quote(self._config.api.prefix)}"
+        return {
+            "status_url": f"{base}/status/{ticket.id}",
+            "result_url": f"{base}/result/{ticket.id}",
+            "cancel_url": f"{base}/status/{ticket.id}",
+            "events_url": f"{base}/events/{ticket.id}",
+        }

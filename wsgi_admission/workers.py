@@ -1,0 +1,220 @@
+"""The pool: the threads of a process that replay tickets.
+
+Each thread takes a slot first and then the first ticket of the line that may use it, so that a ticket is never
+leased while there is no room to run it.
+
+Leases and attempts.  A claimed ticket is this process's for `LEASE` seconds; the housekeeper renews the leases
+of what runs every `RENEW_INTERVAL`.  If the process dies, its leases run out and the tickets return to their
+places.  If it was only stopped for long, somebody else may be running the ticket meanwhile: the attempt tells
+the store whose answer counts, and `LeaseLost` tells this process that its own does not.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from wsgi_admission.errors import LeaseLost, StoreError, UnknownTicket
+from wsgi_admission.policy.backoff import delay
+from wsgi_admission.replay import MARK, Outcome, run
+from wsgi_admission.slots import Slot, Slots
+from wsgi_admission.stores import Store, Worker
+from wsgi_admission.ticket import State, Ticket
+
+log = logging.getLogger("wsgi_admission.workers")
+
+#: Seconds for which a claimed ticket is a worker's.
+LEASE = 30.0
+#: Seconds after which a store's claim has succeeded or failed, whatever happens.
+CLAIM_TIMEOUT = 5.0
+#: Seconds between renewals: two may fail before a lease runs out.
+RENEW_INTERVAL = 10.0
+#: Seconds between an idle thread's looks at the line.  A look costs microseconds while nothing has changed, and
+#: sees what no news could tell, such as a slot that another process gave back.
+LOOK_INTERVAL = 0.05
+
+
+class Pool:
+    """The threads of one process that replay tickets.
+
+    :param app: the wrapped application.
+    :param worker: how this process reports itself; ``worker.threads`` threads are started.
+    :param may_start: asked before each claim; False holds replays back (memory is short).
+    :param clock: returns seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        app: Callable[..., Iterable[bytes]],
+        store: Store,
+        slots: Slots,
+        worker: Worker,
+        *,
+        may_start: Callable[[], bool] = lambda: True,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.worker = worker
+        self.started = False
+        self._app = app
+        self._store = store
+        self._slots = slots
+        self._may_start = may_start
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._news = 0
+        self._stopping = threading.Event()
+        self._running: dict[str, int] = {}
+        self._claiming = 0
+        self._threads = [
+            threading.Thread(target=self._work, name=f"wsgi-admission-replay-{i + 1}", daemon=True)
+            for i in range(worker.threads)
+        ]
+
+    def start(self) -> None:
+        """Start the threads, once."""
+        self.started = True
+        for thread in self._threads:
+            thread.start()
+
+    def wake(self) -> None:
+        """Tell one idle thread that the line has changed.  A thread that finds work tells the next one."""
+        with self._changed:
+            self._news += 1
+            self._changed.notify()
+
+    def running(self) -> list[tuple[str, int]]:
+        """Return the (id, attempt) of what runs."""
+        with self._changed:
+            return list(self._running.items())
+
+    def renew(self) -> None:
+        """Renew the leases of what runs; log those that are lost."""
+        held = self.running()
+        lost = set(held) - self._store.renew(held, now=self._clock(), lease=LEASE) if held else set()
+        for ticket_id, attempt in lost & set(self.running()):
+            log.warning("lost the lease of ticket %s in attempt %d; its answer will not count", ticket_id[:8], attempt)
+
+    def stop(self) -> None:
+        """Claim nothing more.  What runs goes on."""
+        self._stopping.set()
+        with self._changed:
+            self._changed.notify_all()
+
+    def drain(self, timeout: float) -> int:
+        """Stop, give what runs ``timeout`` seconds to end, and hand the rest back to its place in the line.
+
+        Returns how many were handed back.
+        """
+        self.stop()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._running and not self._claiming, timeout)
+            # A claim that was under way when the stop came may still lease a ticket: it must not be left behind.
+            self._changed.wait_for(lambda: not self._claiming, CLAIM_TIMEOUT)
+        released = 0
+        for ticket_id, attempt in self.running():
+            try:
+                self._store.release(ticket_id, attempt, now=self._clock())
+                released += 1
+            except LeaseLost:
+                pass  # it ended in this very moment
+            except StoreError:
+                log.exception("could not hand ticket %s back; its lease will run out", ticket_id[:8])
+        return released
+
+    def _work(self) -> None:
+        while not self._stopping.is_set():
+            seen, worked = self._news, False
+            try:
+                worked = self._run_next()
+            except StoreError as error:
+                log.warning("the store does not answer, replays wait: %s", error)
+            except Exception:
+                log.exception("a replay thread went on after an error of its own")
+            if not worked:
+                self._idle(seen)
+
+    def _idle(self, seen: int) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._news != seen or self._stopping.is_set(), LOOK_INTERVAL)
+
+    def _run_next(self) -> bool:
+        """Run the first ticket that there is room for; return whether there was one."""
+        routes = {route for (_, route), tally in self._store.counts().items() if tally.queued}
+        if not routes or not self._may_start():
+            return False
+        slot = self._slots.take_any(routes)
+        if slot is None:
+            return False
+        try:
+            ticket = self._claim(slot)
+            if ticket is not None:
+                self.wake()
+                self._run(ticket)
+        finally:
+            slot.release()
+        return ticket is not None
+
+    def _claim(self, slot: Slot) -> Ticket | None:
+        with self._changed:
+            if self._stopping.is_set():
+                return None
+            self._claiming += 1
+        try:
+            ticket = self._store.claim(self.worker.id, now=self._clock(), lease=LEASE, routes=slot.routes)
+            if ticket is None:
+                return None
+            if self._stopping.is_set():
+                self._store.release(ticket.id, ticket.attempt, now=self._clock())
+                return None
+            with self._changed:
+                self._running[ticket.id] = ticket.attempt
+            slot.narrow(ticket.route)
+            return ticket
+        finally:
+            with self._changed:
+                self._claiming -= 1
+                self._changed.notify_all()
+
+    def _run(self, ticket: Ticket) -> None:
+        log.info("ticket %s: %s started, attempt %d", ticket.id[:8], ticket.route, ticket.attempt)
+        try:
+            outcome = self._outcome(ticket)
+            try:
+                self._finish(ticket, outcome)
+            finally:
+                if outcome.response is not None:
+                    outcome.response.body.close()
+        finally:
+            with self._changed:
+                self._running.pop(ticket.id, None)
+                self._changed.notify_all()
+
+    def _outcome(self, ticket: Ticket) -> Outcome:
+        try:
+            request = self._store.request(ticket.id)
+        except (UnknownTicket, OSError):
+            log.exception("ticket %s: its recorded request cannot be read", ticket.id[:8])
+            return Outcome(0, None, "The recorded request could not be read.")
+        return run(self._app, request, extras={MARK: ticket})
+
+    def _finish(self, ticket: Ticket, outcome: Outcome) -> None:
+        """Keep the answer; a store that does not answer is asked again for as long as the lease holds."""
+        state = State.COMPLETED if 0 < outcome.status < 500 else State.FAILED
+        for retry in range(64):
+            if outcome.response is not None:
+                outcome.response.body.seek(0)
+            try:
+                ended = self._store.finish(
+                    ticket.id, ticket.attempt, state, outcome.response, now=self._clock(), error=outcome.error
+                )
+            except LeaseLost:
+                log.warning("ticket %s: the answer of attempt %d came too late", ticket.id[:8], ticket.attempt)
+            except StoreError as error:
+                log.warning("ticket %s: its answer cannot be kept yet: %s", ticket.id[:8], error)
+                threading.Event().wait(delay(retry, 0.0, 0.5, base=0.1, cap=LEASE / 6))
+                continue
+            else:
+                log.info("ticket %s: %s %s with %d", ticket.id[:8], ticket.route, ended.state.value, outcome.status)
+            return
