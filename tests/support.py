@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -82,7 +82,6 @@ class Server:
     output: Path
     gate: Path
     log: Path
-    seen: list[str] = field(default_factory=list)
 
     def ask(self, path: str, method: str = "GET", body: bytes | None = None, **headers: str) -> Reply:
         """Ask this server; ``User_Tier="donor"`` becomes the header ``User-Tier``."""
@@ -134,12 +133,12 @@ def server(folder: Path, command: list[str], url: str, **environment: str) -> It
         until(lambda: process.poll() is not None or _answers(url), "the server's first answer")
         assert process.poll() is None, running.text()
         yield running
-    except BaseException:
-        print(running.text())  # noqa: T201 - pytest shows it beside the failure
-        raise
     finally:
         gate.touch()  # nothing waits for it any more
-        stop(process)
+        try:
+            stop(process)
+        finally:
+            print(running.text())  # noqa: T201 - pytest shows it beside a failure
 
 
 def stop(process: subprocess.Popen[bytes], patience: float = PATIENCE) -> int:
