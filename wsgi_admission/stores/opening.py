@@ -1,0 +1,149 @@
+"""Making the SQLite file, or refusing the one that is there.
+
+A file is refused, and left as it is, if it cannot be kept safe (a link, another's, on a network file system) or
+was not made by this version.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+import stat
+from importlib import resources
+from pathlib import Path
+
+from wsgi_admission.errors import StoreError, StoreMismatch
+from wsgi_admission.stores.connections import connect, patiently, unavailable
+
+#: PRAGMA application_id and user_version of our files, as set in schema.sql.
+APPLICATION_ID = 1463895121
+SCHEMA_VERSION = 1
+
+#: File systems whose locks or shared memory do not hold between machines, or not at all.
+_NETWORK = re.compile(
+    r"nfs\d*|cifs|smb\w*|9p|ceph|afs|coda|ncpfs|lustre|glusterfs|beegfs\w*|gpfs|ocfs2|gfs2|orangefs|pvfs2|vboxsf|"
+    r"fuse\.(?:sshfs|glusterfs|ceph\S*|s3fs|rclone|gcsfuse|davfs\S*|mfs|juicefs\S*|goofys|smb\S*|cvmfs\S*)"
+)
+
+
+def script(name: str) -> str:
+    """Return the text of an SQL file of this package."""
+    return (resources.files("wsgi_admission.stores") / name).read_text("utf-8")
+
+
+def prepare(path: Path, *, patience: float) -> None:
+    """Make the file, private to its owner, and everything in it that is missing.
+
+    :raises StoreError: when the file must not be used, with what is wrong.
+    """
+    try:
+        _make_file(path)
+        connection = connect(path, patience=patience)
+        try:
+            connection.wait_for_disk(full=True)
+            _make_schema(connection, path, patience)
+        finally:
+            connection.close()
+    except sqlite3.OperationalError as error:
+        raise unavailable(path, error) from error
+    except sqlite3.DatabaseError as error:
+        raise StoreError(f"{path} is not a SQLite database that can be read: {error}.") from error
+    except OSError as error:
+        raise unavailable(path, error) from error
+
+
+def filesystem_type(path: str, mountinfo: str) -> str:
+    """Return the type of the file system that an absolute path without links lies on, or an empty string.
+
+    :param mountinfo: the text of ``/proc/self/mountinfo``.
+    """
+    deepest, found = -1, ""
+    for line in mountinfo.splitlines():
+        mount, separator, source = line.partition(" - ")
+        fields = mount.split(" ")
+        if not separator or len(fields) < 5:
+            continue
+        point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), fields[4])
+        # The later of two mounts on one point hides the earlier.
+        if len(point) >= deepest and f"{path}/".startswith(f"{point.rstrip('/')}/"):
+            deepest, found = len(point), source.split(" ")[0]
+    return found
+
+
+def refuse_network(path: Path, mountinfo: str) -> None:
+    """Raise StoreError if the path lies on a network file system."""
+    found = filesystem_type(os.path.realpath(path), mountinfo)
+    if _NETWORK.fullmatch(found):
+        raise StoreError(
+            f"{path} lies on {found}, a network file system, on which SQLite loses data; "
+            "use a local path, or Redis for several machines."
+        )
+
+
+def _make_file(path: Path) -> None:
+    try:
+        mountinfo = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape")
+    except OSError:
+        mountinfo = ""  # no Linux, or a closed jail: then nothing is known against the path
+    refuse_network(path.parent, mountinfo)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        os.mknod(path, 0o600 | stat.S_IFREG)  # unlike open() it leaves no descriptor whose closing drops locks
+    except FileExistsError:
+        pass
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        raise StoreError(f"{path} is not a plain file; links and devices are refused.")
+    if status.st_uid != os.geteuid():
+        raise StoreError(f"{path} belongs to user {status.st_uid}; this process runs as user {os.geteuid()}.")
+
+
+def _make_schema(connection: sqlite3.Connection, path: Path, patience: float) -> None:
+    ours = patiently(lambda: _is_ours(connection, path), patience)
+    if not ours:
+        # Before the first page is written, and so before the journal mode: later it has no effect.
+        patiently(lambda: connection.execute("PRAGMA auto_vacuum = INCREMENTAL"), patience)
+    (mode,) = patiently(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchone(), patience)
+    if mode != "wal":
+        raise StoreError(f"{path} cannot have a write-ahead log; put it on a file system with shared memory.")
+    if ours:
+        return
+    patiently(lambda: connection.execute("BEGIN IMMEDIATE"), patience)
+    try:
+        if not _is_ours(connection, path):  # somebody else may have been quicker
+            for statement in statements(script("schema.sql")):
+                connection.execute(statement)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
+    """Whether the schema is there; False for a new file."""
+    ((application,),) = connection.execute("PRAGMA application_id").fetchall()
+    ((version,),) = connection.execute("PRAGMA user_version").fetchall()
+    ((tables,),) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchall()
+    if (application, version, tables) == (0, 0, 0):
+        return False
+    if application != APPLICATION_ID:
+        raise StoreError(f"{path} is a database of another program.")
+    if version != SCHEMA_VERSION:
+        raise StoreMismatch(
+            f"{path} has schema {version}, written by {'a newer' if version > SCHEMA_VERSION else 'an older'} version "
+            f"of this package; this one works with schema {SCHEMA_VERSION}."
+        )
+    return True
+
+
+def statements(text: str) -> list[str]:
+    """Split an SQL script into its statements."""
+    found, lines = [], ""
+    for line in text.splitlines(keepends=True):
+        lines += line
+        if sqlite3.complete_statement(lines):
+            found.append(lines)
+            lines = ""
+    return found

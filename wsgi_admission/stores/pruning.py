@@ -1,0 +1,57 @@
+"""Removing from an SQLite file what is past its time."""
+
+from __future__ import annotations
+
+from wsgi_admission.stores import MINUTES_KEPT, REMEMBER_GONE, WORKER_ALIVE, rows
+from wsgi_admission.stores.bodies import Bodies
+from wsgi_admission.stores.connections import Connections
+from wsgi_admission.stores.rows import SQL
+
+#: Tickets that are removed in one transaction: nobody waits longer for the file than that takes.
+BATCH = 200
+#: Pages that are given back to the system at a time, when more than half of the file is free.
+VACUUM_PAGES = 512
+
+
+def prune(connections: Connections, bodies: Bodies, line: str, *, before: float, now: float) -> int:
+    """Do what `Store.prune` says; return the number of tickets removed."""
+    removed = 0
+    while True:
+        batch = _tickets(connections, bodies, line, before=before, now=now)
+        removed += batch
+        if batch < BATCH:
+            break
+    _the_rest(connections, line, now=now)
+    # The files of all lines stand in one directory.
+    bodies.sweep(lambda: [name for (name,) in connections.query(SQL["files"])], now=now)
+    return removed
+
+
+def _tickets(connections: Connections, bodies: Bodies, line: str, *, before: float, now: float) -> int:
+    files: list[str] = []
+    with connections.writing(durable=False) as connection:
+        parameters = {"line": line, "before": before, "batch": BATCH}
+        found = connection.execute(SQL["past_retention"], parameters).fetchall()
+        for number, ticket_id, owner in found:
+            files += rows.erase(connection, "response", number)
+            connection.execute(SQL["remove"], (number,))
+            connection.execute(SQL["remember_gone"], (line, ticket_id, owner, now))
+    bodies.remove(files)
+    return len(found)
+
+
+def _the_rest(connections: Connections, line: str, *, now: float) -> None:
+    parameters = {
+        "line": line,
+        "gone_before": now - REMEMBER_GONE,
+        "minute": int(now // 60) - MINUTES_KEPT,
+        "seen_before": now - WORKER_ALIVE,
+    }
+    with connections.writing(durable=False) as connection:
+        for name in ("prune_gone", "prune_minutes", "prune_workers", "prune_finishes"):
+            connection.execute(SQL[name], parameters)
+        ((free,),) = connection.execute("PRAGMA freelist_count").fetchall()
+        ((pages,),) = connection.execute("PRAGMA page_count").fetchall()
+        if free > pages / 2:
+            for _ in range(VACUUM_PAGES):
+                connection.execute("PRAGMA incremental_vacuum(1)")  # executed once it gives back one page, if any

@@ -1,0 +1,202 @@
+"""The rows of the SQLite store: its statements, and what they mean in the words of the contract.
+
+Every function works inside the caller's transaction.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from wsgi_admission.errors import GoneTicket, LeaseLost, StoreError, UnknownTicket
+from wsgi_admission.stores import RATE_MINUTES, RUN_TIMES, Counts, Passed, Tally, Worker, moves
+from wsgi_admission.stores.bodies import Stored
+from wsgi_admission.stores.opening import script
+from wsgi_admission.ticket import State, Ticket
+
+_FIELDS = [field.name for field in fields(Ticket)]
+_STATE, _CANCELLING = _FIELDS.index("state"), _FIELDS.index("cancelling")
+_NOTHING: Mapping[str, float] = {field.name: 0 for field in fields(Tally)}
+#: What stands in place of the minute in the tallies since the beginning.
+TOTAL = 1 << 40
+#: The rank under which requests are counted that had no ticket, and so none of their own.
+_NO_RANK = -1
+
+
+def _load(text: str) -> dict[str, str]:
+    _, *parts = re.split(r"^-- name: (\w+)\n", text, flags=re.MULTILINE)
+    columns = ", ".join(_FIELDS)
+    return {name: part.replace("{ticket}", columns) for name, part in zip(parts[::2], parts[1::2], strict=True)}
+
+
+#: Every statement by its name in queries.sql.
+SQL = _load(script("queries.sql"))
+
+
+class Facts(NamedTuple):
+    """What `Statistics` is made of; the workers with when they were seen last."""
+
+    running: tuple[tuple[str, float], ...]
+    run_times: Mapping[str, tuple[float, ...]]
+    workers: tuple[tuple[Worker, float], ...]
+    completions: int
+
+
+def ticket_of(row: tuple[Any, ...]) -> Ticket:
+    """Return the ticket in a row of ``{ticket}`` columns."""
+    values = list(row)
+    values[_STATE] = State(values[_STATE])
+    values[_CANCELLING] = bool(values[_CANCELLING])
+    return Ticket(*values)
+
+
+def find(connection: sqlite3.Connection, line: str, ticket_id: str) -> Ticket | None:
+    """Return the ticket with this id, if there is one."""
+    row = connection.execute(SQL["get"], {"line": line, "id": ticket_id}).fetchone()
+    return None if row is None else ticket_of(row)
+
+
+def missing(ticket_id: str, gone: Sequence[tuple[str]]) -> GoneTicket | UnknownTicket:
+    """Return what to raise for a ticket that is not there.
+
+    :param gone: what ``gone_owner`` found.
+    """
+    return GoneTicket(ticket_id, gone[0][0]) if gone else UnknownTicket(ticket_id)
+
+
+def existing(connection: sqlite3.Connection, line: str, ticket_id: str) -> Ticket:
+    """Return the ticket with this id.  Raises `UnknownTicket` and `GoneTicket`."""
+    ticket = find(connection, line, ticket_id)
+    if ticket is None:
+        raise missing(ticket_id, connection.execute(SQL["gone_owner"], {"line": line, "id": ticket_id}).fetchall())
+    return ticket
+
+
+def held(connection: sqlite3.Connection, line: str, ticket_id: str, attempt: int) -> Ticket:
+    """Return the ticket if this attempt at it is under way.  Raises `LeaseLost`."""
+    ticket = find(connection, line, ticket_id)
+    if ticket is None or ticket.state is not State.PROCESSING or ticket.attempt != attempt:
+        raise LeaseLost(ticket_id, attempt)
+    return ticket
+
+
+def add(
+    connection: sqlite3.Connection,
+    line: str,
+    ticket: Ticket,
+    stored: Stored,
+    *,
+    start: float,
+    finish: float,
+    now: float,
+) -> int:
+    """Insert a new ticket with its request; return its number.
+
+    :param start: its rank, and ``finish`` its client's new last finish.
+    :raises StoreError: when the id is taken.
+    """
+    row = {**vars(ticket), "state": State.QUEUED.value, "start": start, "line": line, "finish": finish}
+    try:
+        number = connection.execute(SQL["put_ticket"], row).lastrowid
+    except sqlite3.IntegrityError as error:
+        raise StoreError(f"A ticket {ticket.id} cannot be added: {error}.") from error
+    assert number is not None  # noqa: S101 - an INSERT that did not raise has one
+    connection.execute(SQL["set_finish"], row)
+    keep(connection, "put_request", number, stored)
+    _count(connection, line, ticket, moves.delta(None, ticket), now)
+    return number
+
+
+def move(
+    connection: sqlite3.Connection,
+    line: str,
+    before: Ticket,
+    after: Ticket,
+    *,
+    now: float,
+    worker: str | None = None,
+    until: float | None = None,
+) -> list[str]:
+    """Save what became of a ticket and count it; return the names of files to remove after the commit.
+
+    The request of a ticket that is final now is erased.
+
+    :param worker: who has claimed it, if that is the move, and ``until`` when.
+    """
+    row = {**vars(after), "state": after.state.value, "worker": worker, "until": until}
+    connection.execute(SQL["save"], row)
+    change = moves.delta(before, after)
+    if change:
+        _count(connection, line, after, change, now)
+    return erase(connection, "request", after.number) if after.state.final else []
+
+
+def keep(connection: sqlite3.Connection, statement: str, number: int, stored: Stored) -> None:
+    """Insert a recording, by ``put_request`` or ``put_response``."""
+    connection.execute(SQL[statement], (number, stored.head, stored.body, stored.file, stored.length))
+
+
+def erase(connection: sqlite3.Connection, kind: str, number: int) -> list[str]:
+    """Delete the ``request`` or ``response`` of a ticket; return the names of files to remove after the commit."""
+    names = [name for (name,) in connection.execute(SQL[f"{kind}_file"], (number,)).fetchall()]
+    connection.execute(SQL[f"erase_{kind}"], (number,))
+    return names
+
+
+def _count(connection: sqlite3.Connection, line: str, ticket: Ticket, change: Mapping[str, float], now: float) -> None:
+    """Add a change to the tallies of the ticket's tier and route: in all, and in this minute."""
+    where = {"tier_rank": ticket.tier_rank, "tier": ticket.tier, "route": ticket.route}
+    connection.execute(SQL["count"], {**_NOTHING, **where, **change, **_times(line, now)})
+
+
+def _times(line: str, now: float) -> dict[str, Any]:
+    return {"line": line, "total": TOTAL, "minute": int(now // 60)}
+
+
+def add_run_times(connection: sqlite3.Connection, line: str, route: str, seconds: Iterable[float]) -> None:
+    """Remember run times of a route, and forget the oldest beyond `RUN_TIMES`."""
+    where = {"line": line, "route": route, "kept": RUN_TIMES}
+    connection.executemany(SQL["add_run_time"], [{**where, "seconds": value} for value in seconds])
+    connection.execute(SQL["trim_run_times"], where)
+
+
+def count_passed(connection: sqlite3.Connection, line: str, passed: Iterable[Passed], *, now: float) -> None:
+    """Count requests that ran at once, and remember their run times."""
+    counts: dict[tuple[str, str], dict[str, float]] = defaultdict(lambda: {"passed": 0, "shadowed": 0})
+    times: dict[str, list[float]] = defaultdict(list)
+    for one in passed:
+        counts[one.tier, one.route]["passed"] += 1
+        counts[one.tier, one.route]["shadowed"] += one.shadowed
+        times[one.route].append(one.seconds)
+    for (tier, route), change in counts.items():
+        where = {"tier_rank": _NO_RANK, "tier": tier, "route": route}
+        connection.execute(SQL["count"], {**_NOTHING, **where, **change, **_times(line, now)})
+    for route, seconds in times.items():
+        add_run_times(connection, line, route, seconds[-RUN_TIMES:])
+
+
+def tallies(connection: sqlite3.Connection, line: str) -> Counts:
+    """Return the tallies by tier and route."""
+    rows = connection.execute(SQL["tallies"], {"line": line, "total": TOTAL}).fetchall()
+    return MappingProxyType({(tier, route): Tally(*counters) for tier, route, *counters in rows})
+
+
+def facts(connection: sqlite3.Connection, line: str, minute: int) -> Facts:
+    """Return what statistics are made of in this minute."""
+    parameters = {"line": line, "minute": minute - RATE_MINUTES + 1, "total": TOTAL}
+    run_times: dict[str, list[float]] = defaultdict(list)
+    for route, seconds in connection.execute(SQL["run_times"], parameters).fetchall():
+        run_times[route].append(seconds)
+    workers = connection.execute(SQL["workers"], parameters).fetchall()
+    ((completions,),) = connection.execute(SQL["completions"], parameters).fetchall()
+    return Facts(
+        tuple(connection.execute(SQL["running"], parameters).fetchall()),
+        MappingProxyType({route: tuple(seconds) for route, seconds in run_times.items()}),
+        tuple((Worker(*values), seen) for *values, seen in workers),
+        completions,
+    )

@@ -1,0 +1,257 @@
+"""One line in one SQLite file, for all processes of a host.
+
+How the file is shared by threads, processes and forks is told in connections.py, watch.py, checkpoints.py and
+forks.py; where large bodies are, in bodies.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections import Counter
+from collections.abc import Collection, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+from wsgi_admission.errors import LeaseLost, UnknownTicket
+from wsgi_admission.policy.ordering import place
+from wsgi_admission.replay import Recording
+from wsgi_admission.stores import (
+    WORKER_ALIVE,
+    Counts,
+    Minute,
+    Passed,
+    Statistics,
+    Store,
+    Worker,
+    moves,
+    opening,
+    pruning,
+    rows,
+)
+from wsgi_admission.stores.bodies import Bodies, Stored
+from wsgi_admission.stores.checkpoints import Checkpointer, wal_race
+from wsgi_admission.stores.connections import Connections
+from wsgi_admission.stores.rows import SQL
+from wsgi_admission.stores.watch import Watch
+from wsgi_admission.ticket import State, Ticket
+
+
+class SQLiteStore(Store):
+    """A line in an SQLite file; what the methods do is said by `Store`.
+
+    :param path: the database file; ``PATH.bodies/`` and ``PATH-lock`` stand beside it.
+    :param name: the name of the line.
+    :param durability: ``full`` or ``normal``, as for `open_store`.
+    :param patience: seconds to wait for the file while others keep it locked.
+    :raises StoreError: when the file cannot or must not be used.
+    :raises ValueError: for another durability.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, name: str = "main", durability: str = "full", patience: float = 2.0
+    ) -> None:
+        if durability not in {"full", "normal"}:
+            raise ValueError(f"durability {durability!r}: expected full or normal")
+        self._path = Path(path).absolute()  # the working directory may change later
+        self._line = name
+        self._durability = durability
+        opening.prepare(self._path, patience=patience)
+        full = durability == "full"
+        self._bodies = Bodies(self._path.with_name(f"{self._path.name}.bodies"), durable=full)
+        self._connections = Connections(self._path, full=full, patience=patience)
+        self._watch = Watch(self._connections)
+        self._checkpointer = Checkpointer(self._connections)
+
+    def put(self, ticket: Ticket, request: Recording, *, now: float) -> Ticket:
+        """Insert the ticket, its request and its client's new last finish."""
+        where = {"line": self._line, "tier": ticket.tier, "client": ticket.client}
+        with self._bodies.stored(request) as stored, self._connections.writing() as connection:
+            virtual_time, last_finish = connection.execute(SQL["rank"], where).fetchone()
+            start, finish = place(virtual_time or 0.0, last_finish, ticket.cost)
+            number = rows.add(connection, self._line, ticket, stored, start=start, finish=finish, now=now)
+        return replace(ticket, state=State.QUEUED, start=start, number=number)
+
+    def claim(self, worker: str, *, now: float, lease: float, routes: Collection[str]) -> Ticket | None:
+        """Look up the first ticket of each route, and take the best of them."""
+        wanted = {"line": self._line, "routes": json.dumps(list(routes))}
+        with self._connections.writing(durable=False) as connection:
+            row = connection.execute(SQL["first"], wanted).fetchone()
+            if row is None:
+                return None
+            before = rows.ticket_of(row)
+            after = moves.claimed(before, now=now)
+            rows.move(connection, self._line, before, after, now=now, worker=worker, until=now + lease)
+            tier = {"line": self._line, "tier": after.tier, "start": after.start}
+            connection.execute(SQL["move_virtual_time"], tier)
+        return after
+
+    def renew(self, claims: Collection[tuple[str, int]], *, now: float, lease: float) -> set[tuple[str, int]]:
+        """Set the end of each lease that is still held."""
+        with self._connections.writing(durable=False) as connection:
+            where = {"line": self._line, "until": now + lease}
+            return {
+                (ticket_id, attempt)
+                for ticket_id, attempt in claims
+                if connection.execute(SQL["renew"], {**where, "id": ticket_id, "attempt": attempt}).rowcount
+            }
+
+    def progress(self, ticket_id: str, attempt: int, fraction: float, note: str) -> None:
+        """Write it into the ticket's row."""
+        values = {"line": self._line, "id": ticket_id, "attempt": attempt, "fraction": fraction, "note": note}
+        with self._connections.writing(durable=False) as connection:
+            if not connection.execute(SQL["progress"], values).rowcount:
+                raise LeaseLost(ticket_id, attempt)
+
+    def finish(
+        self, ticket_id: str, attempt: int, state: State, response: Recording | None, *, now: float, error: str = ""
+    ) -> Ticket:
+        """Write the response first, then end the run in one transaction."""
+        if state not in {State.COMPLETED, State.FAILED}:
+            raise ValueError(f"a run ends completed or failed, not {state.value}")
+        keeping = nullcontext() if response is None else self._bodies.stored(response)
+        with keeping as stored, self._connections.writing() as connection:
+            before = rows.held(connection, self._line, ticket_id, attempt)
+            after = moves.finished(before, state, now=now, error=error)
+            erased = rows.move(connection, self._line, before, after, now=now)
+            if stored is not None and after.state is state:
+                rows.keep(connection, "put_response", after.number, stored)
+            elif stored is not None and stored.file is not None:
+                erased.append(stored.file)
+            if after.state is State.COMPLETED:
+                rows.add_run_times(connection, self._line, after.route, [moves.run_seconds(after)])
+        self._bodies.remove(erased)
+        return after
+
+    def release(self, ticket_id: str, attempt: int, *, now: float) -> None:
+        """Put the ticket back into the line."""
+        with self._connections.writing() as connection:
+            before = rows.held(connection, self._line, ticket_id, attempt)
+            erased = rows.move(connection, self._line, before, moves.released(before, now=now), now=now)
+        self._bodies.remove(erased)
+
+    def requeue_expired(self, *, now: float) -> int:
+        """Move every ticket whose lease ran out, in one transaction."""
+        erased: list[str] = []
+        with self._connections.writing() as connection:
+            expired = connection.execute(SQL["expired"], {"line": self._line, "now": now}).fetchall()
+            for before in map(rows.ticket_of, expired):
+                erased += rows.move(connection, self._line, before, moves.crashed(before, now=now), now=now)
+        self._bodies.remove(erased)
+        return len(expired)
+
+    def cancel(self, ticket_id: str, *, now: float, reason: str = "") -> Ticket:
+        """Move the ticket, or mark it."""
+        with self._connections.writing() as connection:
+            before = rows.existing(connection, self._line, ticket_id)
+            after = moves.cancelled(before, now=now, reason=reason)
+            erased = rows.move(connection, self._line, before, after, now=now)
+        self._bodies.remove(erased)
+        return after
+
+    def get(self, ticket_id: str) -> Ticket:
+        """Read the ticket's row."""
+        for row in self._connections.query(SQL["get"], self._named(ticket_id)):
+            return rows.ticket_of(row)
+        raise rows.missing(ticket_id, self._connections.query(SQL["gone_owner"], self._named(ticket_id)))
+
+    def request(self, ticket_id: str) -> Recording:
+        """Read the request's row, and open its file if it has one."""
+        request = self._bodies.recording(lambda: self._stored("request", ticket_id))
+        if request is None:
+            raise UnknownTicket(ticket_id)
+        return request
+
+    def response(self, ticket_id: str) -> Recording | None:
+        """Read the response's row, and open its file if it has one."""
+        response = self._bodies.recording(lambda: self._stored("response", ticket_id))
+        if response is None:
+            self.get(ticket_id)
+        return response
+
+    def ahead(self, ticket_id: str) -> Mapping[str, int]:
+        """Add the sums of the better tiers and the count in the own."""
+        found: Counter[str] = Counter()
+        for route, number in self._connections.query(SQL["ahead"], {**self._named(ticket_id), "total": rows.TOTAL}):
+            found[route] += number
+        if not found:
+            self.get(ticket_id)
+        return +found
+
+    def counts(self) -> Counts:
+        """Return what was read last, if nobody has committed since."""
+        return self._watch.cached("counts", lambda connection: rows.tallies(connection, self._line))
+
+    def statistics(self, *, now: float) -> Statistics:
+        """Return what was read last, if nobody has committed since and the minute is the same."""
+        minute = int(now // 60)
+        facts = self._watch.cached("facts", lambda connection: rows.facts(connection, self._line, minute), minute)
+        alive = tuple(worker for worker, seen in facts.workers if seen >= now - WORKER_ALIVE)
+        return Statistics(facts.running, facts.run_times, alive, facts.completions)
+
+    def minutes(self, *, since: float) -> list[Minute]:
+        """Read the tallies of the minutes from that of ``since`` on."""
+        parameters = {"line": self._line, "minute": int(since // 60), "total": rows.TOTAL}
+        return [Minute(*row) for row in self._connections.query(SQL["minutes"], parameters)]
+
+    def observe(self, passed: Collection[Passed], *, now: float) -> None:
+        """Count them, without a rank."""
+        if passed:
+            with self._connections.writing(durable=False) as connection:
+                rows.count_passed(connection, self._line, passed, now=now)
+
+    def report(self, worker: Worker, *, now: float) -> None:
+        """Write or delete the worker's row."""
+        values = {**vars(worker), "line": self._line, "seen": now}
+        with self._connections.writing(durable=False) as connection:
+            connection.execute(SQL["report" if worker.threads else "forget_worker"], values)
+
+    def prune(self, *, before: float, now: float) -> int:
+        """Remove in batches, each a transaction of its own, so that nobody has to wait long."""
+        return pruning.prune(self._connections, self._bodies, self._line, before=before, now=now)
+
+    def maintain(self, *, now: float) -> None:
+        """Carry the write-ahead log over into the database when it is time."""
+        self._checkpointer.maintain(now=now)
+
+    def changed(self) -> int:
+        """Return SQLite's own mark of change."""
+        return self._watch.token()
+
+    def health(self) -> dict[str, str]:
+        """Read one row, and say which SQLite this is and how large its files are."""
+        ((journal_mode,),) = self._connections.query("PRAGMA journal_mode")
+        self._connections.query(SQL["workers"], {"line": self._line})
+        wal = Path(f"{self._path}-wal")
+        return {
+            "kind": "sqlite",
+            "version": sqlite3.sqlite_version,
+            "path": str(self._path),
+            "journal_mode": journal_mode,
+            "durability": self._durability,
+            "size": str(_size(self._path)),
+            "wal_size": str(_size(wal)),
+            "wal_race": wal_race(sqlite3.sqlite_version_info),
+        }
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._watch.close()
+        self._connections.close()
+
+    def _named(self, ticket_id: str) -> dict[str, str]:
+        return {"line": self._line, "id": ticket_id}
+
+    def _stored(self, kind: str, ticket_id: str) -> Stored | None:
+        for row in self._connections.query(SQL[kind], self._named(ticket_id)):
+            return Stored(*row)
+        return None
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
