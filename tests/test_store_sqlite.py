@@ -11,7 +11,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import pytest
 
 from tests.store_model import ROUTES, read, recording, ticket
 from wsgi_admission.errors import LeaseLost, StoreError, StoreMismatch, StoreUnavailable, UnknownTicket
-from wsgi_admission.stores import INLINE_BODY, Tally, Worker, bodies, checkpoints, opening, rows
+from wsgi_admission.stores import INLINE_BODY, Tally, Worker, bodies, checkpoints, connections, opening, rows
 from wsgi_admission.stores.bodies import Bodies, Stored
 from wsgi_admission.stores.checkpoints import INTERVAL, WAL_LIMIT, wal_race
 from wsgi_admission.stores.opening import filesystem_type, refuse_network
@@ -762,3 +762,25 @@ def test_a_fork_that_python_was_not_told_of_is_refused(open_store: OpenStore, pa
     with os.fdopen(reader) as pipe:
         assert pipe.read() == "4"
     os.waitpid(child, 0)
+
+
+def test_a_schema_made_while_the_file_is_looked_at_is_no_other_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: two processes that start together, one of which takes the other's half for a stranger's database."""
+    path = tmp_path / "admission.db"
+    interrupted: list[str] = []
+
+    def execute(connection: sqlite3.Connection, sql: str, *parameters: object) -> sqlite3.Cursor:
+        cursor = sqlite3.Connection.execute(connection, sql, *parameters)  # type: ignore[arg-type]  # passed on
+        if sql == "PRAGMA application_id" and not interrupted:
+            interrupted.append(sql)
+            with suppress(StoreUnavailable):  # it may have to wait for the one that looks
+                opening.prepare(path, patience=0.0)
+        return cursor
+
+    monkeypatch.setattr(connections.Connection, "execute", execute)
+    opening.prepare(path, patience=5.0)
+    assert interrupted
+    with closing(SQLiteStore(path)) as store:
+        assert not store.counts()

@@ -3,10 +3,14 @@
 Every writing transaction begins as BEGIN IMMEDIATE; one that reads first and writes later fails as soon as
 somebody else wrote in between.  Whoever finds the file locked tries again after 0.2 to 0.8 ms, chosen at random:
 the pauses of SQLite's own waiting grow, which starves some of the writers.
+
+Only one thread of a process at a time tries so.  The one that has the file locked takes Python's interpreter lock
+again after every statement; a dozen threads that try would keep it from that, and everybody else from the file.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import sqlite3
 import threading
@@ -70,8 +74,8 @@ def connect(path: Path, *, patience: float) -> Connection:
     return connection
 
 
-def unavailable(path: Path, error: Exception) -> StoreUnavailable:
-    """Return what to raise from an error of SQLite or of the system."""
+def unavailable(path: Path, error: Exception | str) -> StoreUnavailable:
+    """Return what to raise for an error of SQLite or of the system, or for another reason."""
     return StoreUnavailable(f"The store {path} cannot be used just now: {error}.")
 
 
@@ -91,6 +95,7 @@ class Connections(forks.Forkable):
         self._closed = False
         # Held only while a connection is taken out, and across a fork.
         self._lock = threading.Lock()
+        self._turn = threading.Lock()
         self._idle: deque[Connection] = deque()
         self._opened = 0
         super().__init__()
@@ -102,10 +107,22 @@ class Connections(forks.Forkable):
         :param durable: whether somebody outside will build on it.  What concerns only the processes of this host
             need not survive a power loss: they do not either.
         """
+        deadline = time.monotonic() + self.patience
+        turn = self._turn
+        if not turn.acquire(timeout=self.patience):
+            raise unavailable(self.path, "other threads of this process keep it busy")
+        try:
+            with self._transaction(durable=durable, patience=deadline - time.monotonic()) as connection:
+                yield connection
+        finally:
+            turn.release()
+
+    @contextmanager
+    def _transaction(self, *, durable: bool, patience: float) -> Iterator[Connection]:
         connection = self._take()
         try:
             connection.wait_for_disk(full=durable and self._full)
-            patiently(lambda: connection.execute("BEGIN IMMEDIATE"), self.patience)
+            patiently(lambda: connection.execute("BEGIN IMMEDIATE"), patience)
             yield connection
             connection.execute("COMMIT")
         except BaseException as error:
@@ -142,6 +159,8 @@ class Connections(forks.Forkable):
 
     def after_fork(self) -> bool:
         """Let connections be taken out again."""
+        if self.pid != os.getpid():
+            self._turn = threading.Lock()  # whose turn it was did not come along
         self._lock.release()
         return self._opened == 0
 

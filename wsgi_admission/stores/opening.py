@@ -100,7 +100,7 @@ def _make_file(path: Path) -> None:
 
 
 def _make_schema(connection: sqlite3.Connection, path: Path, patience: float) -> None:
-    ours = patiently(lambda: _is_ours(connection, path), patience)
+    ours = patiently(lambda: _looks_ours(connection, path), patience)
     if not ours:
         # Before the first page is written, and so before the journal mode: later it has no effect.
         patiently(lambda: connection.execute("PRAGMA auto_vacuum = INCREMENTAL"), patience)
@@ -119,6 +119,15 @@ def _make_schema(connection: sqlite3.Connection, path: Path, patience: float) ->
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def _looks_ours(connection: sqlite3.Connection, path: Path) -> bool:
+    """Do what `_is_ours` does in one transaction: another process may be making the schema in this moment."""
+    connection.execute("BEGIN")
+    try:
+        return _is_ours(connection, path)
+    finally:
+        connection.execute("ROLLBACK")
 
 
 def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
