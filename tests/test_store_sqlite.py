@@ -772,12 +772,11 @@ def test_a_schema_made_while_the_file_is_looked_at_is_no_other_programs(
     interrupted: list[str] = []
 
     def execute(connection: sqlite3.Connection, sql: str, *parameters: object) -> sqlite3.Cursor:
-        cursor = sqlite3.Connection.execute(connection, sql, *parameters)  # type: ignore[arg-type]  # passed on
-        if sql == "PRAGMA application_id" and not interrupted:
+        if sql == "PRAGMA user_version" and not interrupted:  # the application_id has been read
             interrupted.append(sql)
             with suppress(StoreUnavailable):  # it may have to wait for the one that looks
                 opening.prepare(path, patience=0.0)
-        return cursor
+        return sqlite3.Connection.execute(connection, sql, *parameters)  # type: ignore[arg-type]  # passed on
 
     monkeypatch.setattr(connections.Connection, "execute", execute)
     opening.prepare(path, patience=5.0)
