@@ -39,13 +39,24 @@ def call(*arguments: str, **environ: str) -> Result:
 # check
 
 
+def test_check_refuses_a_store_that_this_version_does_not_have() -> None:
+    """Catches: a configuration called good with which the first request would fail; a password shown."""
+    Path("a.ini").write_text("[store]\nurl = redis://me:s3cret@host/0\n[route:x]\npath = /x\n", encoding="utf-8")
+    result = call("check", "a.ini")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "[store] url: this version has no store for 'redis://'. "
+        "Expected: memory://, sqlite:///RELATIVE or sqlite:////ABSOLUTE.\n"
+    )
+
+
 def test_check_prints_what_is_in_force_and_where_it_comes_from() -> None:
     """Catches: a value that is not the one in force, or an origin that is not its own."""
     Path("a.ini").write_text(
         "[admission]\nmax_concurrent = 2\nworker_threads = 2\nretention = 86400\n"
         "[load]\nmemory_threshold =\n"
         "[api]\nadmin_token = 0123456789abcdef\n"
-        "[store]\nurl = redis://me:s3cret@host/0\n"
+        "[store]\nurl = sqlite:////srv/a.db\n"
         "[route:x]\npath = /x\n  /y\nmax_concurrent = 1\n",
         encoding="utf-8",
     )
@@ -73,7 +84,7 @@ cpu_threshold =                          ; default: threshold applies
 memory_threshold =                       ; file: threshold applies
 
 [store]
-url = redis://me:********@host/0
+url = sqlite:////srv/a.db
 durability = full                        ; default
 
 [tiers]

@@ -369,8 +369,7 @@ path = /api/queue/three
         (
             "a.ini [store] url = 'postgres://x': names no known store.\n"
             "  url: where tickets and recordings are kept. "
-            "Expected: memory://, sqlite:///RELATIVE, sqlite:////ABSOLUTE, "
-            "redis://HOST:PORT/DB, rediss://, redis+unix:///SOCKET?db=0, or valkey:// likewise."
+            "Expected: memory://, sqlite:///RELATIVE or sqlite:////ABSOLUTE."
         ),
         "a.ini [route:video]: unknown option 'max_concurent'; did you mean 'max_concurrent'?",
         (
@@ -570,7 +569,7 @@ def test_a_short_admin_token_is_refused_and_not_told(load: Load) -> None:
     assert problems(load, ROUTE + "[api]\nadmin_token = hunter2hunter2h\n") == [
         (
             "a.ini [api] admin_token = '********': can be guessed: must have 16 characters or more.\n"
-            "  admin_token: the secret of operators: opens the dashboard and the operator calls. "
+            "  admin_token: the secret of operators: opens the metrics where these are not public. "
             "Expected: 16 characters or more, ASCII without spaces."
         )
     ]

@@ -38,5 +38,6 @@ def test_advice_on_a_retry_tells_the_load() -> None:
     assert messages.retry(7, 0.85) == (
         "The server is busy (85% load). To try again instead of waiting, wait 7 seconds first."
     )
+    assert messages.retry(7, 0.1) == "Others are served first. To try again instead of waiting, wait 7 seconds first."
     assert "very busy (95% load)" in messages.retry(7, 0.95)
     assert messages.retry_failed(7, 0.1) == "You can send the request again in 7 seconds."

@@ -861,7 +861,7 @@ def test_any_sequence_of_steps_agrees_with_the_model(store: Store, seed: int) ->
 @pytest.mark.parametrize("url", ["", "memory:", "memory://x", "sqlite://", "sqlite:///", "sqlite://x", "mysql://x"])
 def test_a_url_of_no_store_is_refused(url: str) -> None:
     """Catches: a misspelt URL that opens something."""
-    with pytest.raises(ConfigError, match="expected memory://"):
+    with pytest.raises(ConfigError, match="Expected: memory://"):
         open_store(url)
 
 

@@ -17,7 +17,7 @@ from wsgi_admission.replay import Recording, record
 from wsgi_admission.slots import LocalSlots
 from wsgi_admission.stores import Store, Worker, open_store
 from wsgi_admission.ticket import State, Ticket
-from wsgi_admission.workers import Pool
+from wsgi_admission.workers import INTERRUPTED, Pool
 
 App = Callable[..., Iterable[bytes]]
 
@@ -50,11 +50,11 @@ class Floor:
         start_response("200 OK", [])
         return [env["QUERY_STRING"].encode()]
 
-    def put(self, query: str = "", route: str = "image") -> Ticket:
+    def put(self, query: str = "", route: str = "image", crash_retries: int = 1) -> Ticket:
         """Queue a request."""
         ticket = Ticket(
             id=str(uuid.uuid4()), route=route, tier="t", tier_rank=0, client="c", owner="", cost=1.0,
-            crash_retries=0, created_at=0.0,
+            crash_retries=crash_retries, created_at=0.0,
         )  # fmt: skip
         request = record(environ(f"/image?{query}", "POST", b"body"), max_body=100)
         with request.body:
@@ -152,7 +152,6 @@ def test_an_app_that_raises_fails_its_ticket_and_no_thread(error: type[BaseExcep
 def test_draining_hands_back_what_runs_and_a_late_answer_does_not_count(floor: Floor) -> None:
     """Catches: a ticket lost or doubly finished when its worker leaves."""
     running, waiting = floor.put("running"), floor.put("waiting")
-    floor.allowed = True
     floor.pool.start()
     until(lambda: len(floor.started) == 2)
     assert floor.pool.drain(0) == 2
@@ -162,6 +161,16 @@ def test_draining_hands_back_what_runs_and_a_late_answer_does_not_count(floor: F
     floor.go.set()
     until(lambda: floor.slots.in_use() == 0, "the end of the runs")
     assert floor.state(running) is State.QUEUED
+
+
+def test_what_must_not_run_twice_fails_when_its_worker_leaves(floor: Floor) -> None:
+    """Catches: a deploy that repeats a request although the site's owner said never."""
+    ticket = floor.put(crash_retries=0)
+    floor.pool.start()
+    until(lambda: floor.started)
+    floor.pool.drain(0)
+    failed = floor.store.get(ticket.id)
+    assert (failed.state, failed.error) == (State.FAILED, INTERRUPTED)
 
 
 def test_a_claim_under_way_when_the_stop_comes_is_handed_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ from wsgi_admission.replay import MARK, queueable, record, restore
 from wsgi_admission.routes import API, Table
 from wsgi_admission.running import App, run
 from wsgi_admission.slots import LocalSlots, Slots
+from wsgi_admission.stores import check_url
 from wsgi_admission.ticket import Ticket
 from wsgi_admission.tiers import Identity, Resolver
 from wsgi_admission.web.answers import Environ, StartResponse, problem, retry_later
@@ -62,6 +63,7 @@ class AdmissionMiddleware:
     ) -> None:
         self.app = app
         self.config = config if isinstance(config, Config) else load_config(config)
+        check_url(self.config.store.url)
         self.replays = replays
         tiers = self.config.tiers
         self._identify = Resolver(

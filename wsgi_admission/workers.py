@@ -27,6 +27,8 @@ log = logging.getLogger("wsgi_admission.workers")
 
 #: Seconds for which a claimed ticket is a worker's.
 LEASE = 30.0
+#: What is said of a ticket that must not run twice when its worker had to leave.
+INTERRUPTED = "The server had to stop while it ran, and it must not run twice."
 #: Seconds after which a store's claim has succeeded or failed, whatever happens.
 CLAIM_TIMEOUT = 5.0
 #: Seconds between renewals: two may fail before a lease runs out.
@@ -65,7 +67,7 @@ class Pool:
         self._changed = threading.Condition()
         self._news = 0
         self._stopping = threading.Event()
-        self._running: dict[str, int] = {}
+        self._running: dict[str, Ticket] = {}
         self._claiming = 0
         self._threads = [
             threading.Thread(target=self._work, name=f"wsgi-admission-replay-{i + 1}", daemon=True)
@@ -87,7 +89,7 @@ class Pool:
     def running(self) -> list[tuple[str, int]]:
         """Return the (id, attempt) of what runs."""
         with self._changed:
-            return list(self._running.items())
+            return [(ticket.id, ticket.attempt) for ticket in self._running.values()]
 
     def renew(self) -> None:
         """Renew the leases of what runs; log those that are lost."""
@@ -105,23 +107,29 @@ class Pool:
     def drain(self, timeout: float) -> int:
         """Stop, give what runs ``timeout`` seconds to end, and hand the rest back to its place in the line.
 
-        Returns how many were handed back.
+        What must not run twice (no ``crash_retries``) fails instead.  Returns how many there were.
         """
         self.stop()
         with self._changed:
             self._changed.wait_for(lambda: not self._running and not self._claiming, timeout)
             # A claim that was under way when the stop came may still lease a ticket: it must not be left behind.
             self._changed.wait_for(lambda: not self._claiming, CLAIM_TIMEOUT)
-        released = 0
-        for ticket_id, attempt in self.running():
+            rest = list(self._running.values())
+        for ticket in rest:
             try:
-                self._store.release(ticket_id, attempt, now=self._clock())
-                released += 1
+                self._hand_back(ticket)
             except LeaseLost:
                 pass  # it ended in this very moment
             except StoreError:
-                log.exception("could not hand ticket %s back; its lease will run out", ticket_id[:8])
-        return released
+                log.exception("could not hand ticket %s back; its lease will run out", ticket.id[:8])
+        return len(rest)
+
+    def _hand_back(self, ticket: Ticket) -> None:
+        now = self._clock()
+        if ticket.crash_retries:
+            self._store.release(ticket.id, ticket.attempt, now=now)
+        else:
+            self._store.finish(ticket.id, ticket.attempt, State.FAILED, None, now=now, error=INTERRUPTED)
 
     def _work(self) -> None:
         while not self._stopping.is_set():
@@ -169,7 +177,7 @@ class Pool:
                 self._store.release(ticket.id, ticket.attempt, now=self._clock())
                 return None
             with self._changed:
-                self._running[ticket.id] = ticket.attempt
+                self._running[ticket.id] = ticket
             slot.narrow(ticket.route)
             return ticket
         finally:

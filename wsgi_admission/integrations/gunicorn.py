@@ -27,6 +27,7 @@ from wsgi_admission.config import Config, load_config
 from wsgi_admission.errors import ConfigError, StoreError
 from wsgi_admission.integrations.leaving import WATCH_INTERVAL, Leaving
 from wsgi_admission.middleware import AdmissionMiddleware
+from wsgi_admission.stores import check_url
 
 log = logging.getLogger("wsgi_admission.gunicorn")
 
@@ -181,6 +182,7 @@ def _load(path: str, server: Any) -> Config:
     """Return the configuration, or raise `ConfigError` for one that cannot work on this server."""
     # The resolver's module belongs to the app: imported here in the master, a reload would not renew it.
     config = load_config(path, import_resolver=False)
+    check_url(config.store.url)
     kind = server.cfg.worker_class_str
     if "asgi" in kind.lower():
         raise ConfigError(

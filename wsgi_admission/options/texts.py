@@ -133,8 +133,7 @@ def store_url() -> Kind[str]:
             raise ValueError(f"must look like {shape.replace('SCHEME', scheme)}")
 
     return string(
-        "memory://, sqlite:///RELATIVE, sqlite:////ABSOLUTE, redis://HOST:PORT/DB, rediss://, "
-        "redis+unix:///SOCKET?db=0, or valkey:// likewise",
+        "memory://, sqlite:///RELATIVE or sqlite:////ABSOLUTE",
         check,
         mask=lambda text: re.sub(r"(://[^:@/]*:).*@|([?&]password=)[^&]*", _hidden, text),
     )

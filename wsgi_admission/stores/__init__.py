@@ -270,13 +270,21 @@ def open_store(url: str, *, name: str = "main", durability: str = "full") -> Sto
     :raises ConfigError: for a URL of no known store.
     :raises StoreError: when the store cannot be opened.
     """
-    scheme, separator, rest = url.partition("://")
-    if scheme == "memory" and separator and not rest:
+    check_url(url)
+    if url == "memory://":
         from wsgi_admission.stores.memory import MemoryStore
 
         return MemoryStore()
-    if scheme == "sqlite" and separator and rest.startswith("/") and len(rest) > 1:
-        from wsgi_admission.stores.sqlite import SQLiteStore
+    from wsgi_admission.stores.sqlite import SQLiteStore
 
-        return SQLiteStore(rest[1:], name=name, durability=durability)
-    raise ConfigError(f"store url {url!r}: expected memory://, sqlite:///RELATIVE or sqlite:////ABSOLUTE.")
+    return SQLiteStore(url.removeprefix("sqlite:///"), name=name, durability=durability)
+
+
+def check_url(url: str) -> None:
+    """Raise `ConfigError` if this version has no store for the URL."""
+    kind, separator, path = url.partition("://")
+    if url != "memory://" and (kind != "sqlite" or not path.startswith("/") or len(path) < 2):
+        raise ConfigError(
+            f"[store] url: this version has no store for {kind + separator!r}. "
+            "Expected: memory://, sqlite:///RELATIVE or sqlite:////ABSOLUTE."
+        )

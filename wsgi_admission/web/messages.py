@@ -9,7 +9,8 @@ ENDED = {
     State.COMPLETED: "✅ Your request has been completed successfully!",
     State.CANCELLED: "🚫 Your request has been cancelled.",
 }
-#: The load from which on people are told that the server is very busy.
+#: The loads from which on people are told that the server is busy, and very busy.
+BUSY = 0.7
 VERY_BUSY = 0.9
 
 
@@ -38,8 +39,10 @@ def status(state: State, *, position: int | None, wait: float | None, hint: str 
 
 def retry(delay: float, load: float) -> str:
     """Return the advice on when to ask again.  ``delay`` is in seconds, ``load`` is 0 to 1."""
-    busy = "The server is very busy" if load >= VERY_BUSY else "The server is busy"
-    return f"{busy} ({load:.0%} load). To try again instead of waiting, wait {human(delay)} first."
+    why = "Others are served first."
+    if load >= BUSY:
+        why = f"The server is {'very busy' if load >= VERY_BUSY else 'busy'} ({load:.0%} load)."
+    return f"{why} To try again instead of waiting, wait {human(delay)} first."
 
 
 def retry_failed(delay: float, load: float) -> str:
