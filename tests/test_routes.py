@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsgi_admission.routes import API, Table, expression, normalise
+from wsgi_admission.routes import API, KNOWN_LENGTH, KNOWN_PATHS, Table, expression, normalise
 
 POST = frozenset({"POST"})
 
@@ -412,3 +412,17 @@ def test_hostile_long_paths_do_not_send_the_expression_into_endless_backtracking
     root = Path(__file__).parent.parent
     ran = subprocess.run([sys.executable, "-c", script], cwd=root, timeout=120, check=True, capture_output=True)
     assert ran.stdout == b"done\n"
+
+
+def test_what_is_remembered_of_paths_is_bounded_and_right() -> None:
+    """Catches: memory used up by a flood of paths; an answer remembered for another method."""
+    table = Table([Target("job", ("/job/<int:n>",))], "/api/queue")
+    for number in range(3 * KNOWN_PATHS):
+        assert table.find("POST", f"/job/{number}") is not None
+        assert table.find("GET", f"/job/{number}") is None
+        assert table.find("BREW", f"/job/{number}") is None
+    table.find("POST", "/" + "x" * (KNOWN_LENGTH + 1))
+    assert set(table._known) == {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+    assert all(len(paths) <= KNOWN_PATHS for paths in table._known.values())
+    assert max(map(len, table._known["POST"])) <= KNOWN_LENGTH
+    assert table.find("POST", "/job/1") is table.find("POST", "/job/1") is not None

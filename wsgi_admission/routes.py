@@ -14,7 +14,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Iterable, Sequence
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 from urllib.parse import unquote
 
 _CONVERTERS = {
@@ -109,6 +109,13 @@ def normalise(path: str) -> str:
     return "/" + "/".join(segments)
 
 
+#: Paths remembered for each method, so that a flood of made-up ones takes no memory ...
+KNOWN_PATHS = 1024
+#: ... and the longest of them, in characters.
+KNOWN_LENGTH = 256
+
+_UNSEEN: Any = object()
+
 #: Methods that get an expression of their own even when no route takes them: nearly every request has one of these.
 _COMMON = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
@@ -132,12 +139,28 @@ class Table(Generic[R]):
         self._api_only = _compile(api, ()).match
         # A disguised API path is not ours: the app may have one that really looks so.
         self._disguised = {method: _compile(r"((?!))", found).match for method, found in self._routes.items()}
+        # Most requests have a path that was seen a moment ago; remembering the answer costs less than finding it.
+        self._known: dict[str, dict[str, R | Api | None]] = {method: {} for method in methods}
 
     def find(self, method: str, path: str) -> R | Api | None:
         """Return the route that matches, or `API` for a path of the queue API, or None.
 
         :param path: the PATH_INFO of the request.
         """
+        known = self._known.get(method)
+        if known is None:
+            return self._look_up(method, path)
+        found = known.get(path, _UNSEEN)
+        if found is not _UNSEEN:
+            return found
+        found = self._look_up(method, path)
+        if len(path) <= KNOWN_LENGTH:
+            if len(known) >= KNOWN_PATHS:
+                known.clear()
+            known[path] = found
+        return found
+
+    def _look_up(self, method: str, path: str) -> R | Api | None:
         match = self._matchers.get(method)
         if match is None:
             # Methods are case-sensitive, but not every server and app thinks so: "post" is no way around a route.
