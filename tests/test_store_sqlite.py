@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 
 from tests.store_model import ROUTES, read, recording, ticket
+from tests.support import until
 from wsgi_admission.errors import LeaseLost, StoreError, StoreMismatch, StoreUnavailable, UnknownTicket
-from wsgi_admission.stores import INLINE_BODY, Tally, Worker, bodies, checkpoints, connections, opening, rows
+from wsgi_admission.stores import INLINE_BODY, Tally, Worker, bodies, checkpoints, connections, opening, rows, watch
 from wsgi_admission.stores.bodies import Bodies, Stored
 from wsgi_admission.stores.checkpoints import INTERVAL, WAL_LIMIT, wal_race
 from wsgi_admission.stores.opening import filesystem_type, refuse_network
@@ -86,6 +87,7 @@ def test_only_the_owner_can_read_what_is_kept(tmp_path: Path) -> None:
             "line.db-wal": "0o600",
             "line.db-shm": "0o600",
             "line.db-lock": "0o600",
+            "line.db-mark": "0o600",
             "line.db.bodies": "0o700",
         }
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
@@ -783,3 +785,34 @@ def test_a_schema_made_while_the_file_is_looked_at_is_no_other_programs(
     assert interrupted
     with closing(SQLiteStore(path)) as store:
         assert not store.counts()
+
+
+def test_a_commit_is_seen_at_once_although_nobody_asks_sqlite(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a newcomer that overtakes because another process's put is noticed later only."""
+    monkeypatch.setattr(watch, "SURE", 3600.0)
+    with closing(SQLiteStore(path)) as mine, closing(SQLiteStore(path)) as other:
+        before = mine.changed()
+        assert mine.changed() == before
+        other.put(ticket(), recording(), now=0)
+        assert mine.changed() != before
+        assert sum(tally.queued for tally in mine.counts().values()) == 1
+
+
+def test_a_commit_without_a_mark_is_seen_when_sqlite_is_asked_next(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a line that stands still because a writer died between its commit and its mark."""
+    with closing(SQLiteStore(path)) as mine, closing(SQLiteStore(path)) as other:
+        mine.counts()
+        monkeypatch.setattr(other._connections.mark, "renew", lambda: None)
+        other.put(ticket(), recording(), now=0)
+        until(lambda: sum(tally.queued for tally in mine.counts().values()) == 1, patience=5)
+
+
+def test_a_closed_store_opens_nothing_again(path: Path) -> None:
+    """Catches: a thread that outlives its process's store and makes new files, or writes into another's descriptor."""
+    store = SQLiteStore(path)
+    store.counts()
+    store.close()
+    store.close()
+    for step in (store.counts, store.changed, lambda: store.get("x"), lambda: store.put(ticket(), recording(), now=0)):
+        with pytest.raises(StoreError, match="was closed"):
+            step()

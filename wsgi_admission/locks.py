@@ -45,6 +45,8 @@ class Ledger:
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.lock = threading.RLock()
+        # Each process begins elsewhere, so that many processes seldom try each other's bytes.
+        self._turn = self.pid * 2_654_435_761 % (1 << 32)
         self._held: defaultdict[int, set[int]] = defaultdict(set)
 
     def take(self, region: int, limit: int) -> int | None:
@@ -52,9 +54,7 @@ class Ledger:
         held = self._held[region]
         if len(held) < limit:
             first = region << _REGION_BITS
-            # Each process begins elsewhere, so that many processes seldom try each other's bytes.
-            turn = self.pid * 2_654_435_761 % limit
-            for index in range(turn, turn + limit):
+            for index in range(self._turn, self._turn + limit):
                 offset = first + index % limit
                 if offset not in held and self._acquire(offset):
                     held.add(offset)

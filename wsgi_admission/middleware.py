@@ -83,9 +83,11 @@ class AdmissionMiddleware:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request: by the app, by the queue API, or with a place in the line."""
-        route = self._find(environ["REQUEST_METHOD"], environ.get("PATH_INFO", ""))
+        # Local names: a method's own are looked up faster than an instance's callable attributes.
+        find, app = self._find, self.app
+        route = find(environ["REQUEST_METHOD"], environ.get("PATH_INFO", ""))
         if route is None:
-            return self.app(environ, start_response)
+            return app(environ, start_response)
         try:
             process = self.process()
         except StoreError:

@@ -92,12 +92,12 @@ class Passing:
     """Counts the requests that run at once, and tells the store of them now and then."""
 
     def __init__(self) -> None:
-        self._ended: deque[Passed] = deque(maxlen=PASSED_KEPT)
+        self._ended: deque[tuple[str, str, float, bool]] = deque(maxlen=PASSED_KEPT)
 
     def begin(self, tier: str, route: str, *, shadowed: bool) -> Callable[[], None]:
         """Return what is to be called when the request has ended."""
         start = time.monotonic()
-        return lambda: self._ended.append(Passed(tier, route, time.monotonic() - start, shadowed))
+        return lambda: self._ended.append((tier, route, time.monotonic() - start, shadowed))
 
     def flush(self, store: Store) -> None:
         """Tell the store of those that have ended."""
@@ -107,7 +107,7 @@ class Passing:
         if not ended:
             return
         try:
-            store.observe(ended, now=time.time())
+            store.observe([Passed(*one) for one in ended], now=time.time())
         except StoreError:
             self._ended.extend(ended)
             raise

@@ -93,8 +93,8 @@ def queueable(environ: dict[str, Any]) -> bool:
     """
     if environ.get("REQUEST_METHOD") in {"CONNECT", "OPTIONS", "TRACE"}:
         return False
-    offers = {token.strip().lower() for token in environ.get("HTTP_UPGRADE", "").split(",")}
-    return offers <= {"", "h2c"}
+    upgrade = environ.get("HTTP_UPGRADE")
+    return not upgrade or {offer.strip().lower() for offer in upgrade.split(",")} <= {"", "h2c"}
 
 
 def record(environ: dict[str, Any], *, max_body: int) -> Recording:

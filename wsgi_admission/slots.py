@@ -46,16 +46,18 @@ class Slot:
 
     def release(self) -> None:
         """Give the slot back; again, from another thread, or in a forked child it does no harm."""
-        self._give(list(self._offsets))
+        self._give(None)
 
-    def _give(self, names: Collection[str]) -> None:
+    def _give(self, names: Collection[str] | None) -> None:
+        """Give back what is held for these names, or all of it."""
         ledger = self._ledger
         # A child's locks on the same bytes are its own: the slots that it inherited as objects are not.
         if ledger.pid != os.getpid():
             return
         with ledger.lock:
-            for name in names:
-                offset = self._offsets.pop(name, None)
+            offsets = self._offsets
+            for name in offsets.copy() if names is None else names:
+                offset = offsets.pop(name, None)
                 if offset is not None:
                     ledger.give(offset)
 
@@ -88,7 +90,13 @@ class Slots(abc.ABC):
         :return: None when there is none.
         :raises StoreUnavailable: when the kernel cannot lock; nothing is taken then.
         """
-        return self._take(()) if route is None else self.take_any((route,))
+        if route is not None and route in self._regions:
+            return self.take_any((route,))
+        # Nearly every request: no list of routes to go through.
+        ledger = self._ledger()
+        with ledger.lock:
+            host = ledger.take(_HOST, self._limit)
+        return None if host is None else Slot(ledger, {"": host}, frozenset() if route is None else frozenset((route,)))
 
     def take_any(self, routes: Collection[str]) -> Slot | None:
         """Take a slot for whichever of these routes comes next, to be told by `Slot.narrow`.

@@ -122,6 +122,11 @@ class Pool:
                 pass  # it ended in this very moment
             except StoreError:
                 log.exception("could not hand ticket %s back; its lease will run out", ticket.id[:8])
+        # Idle threads end at once, and must not touch the store when it is closed.  One that is in the middle of a
+        # run cannot be ended; what it still has to say is refused.
+        if not rest:
+            for thread in self._threads:
+                thread.join(CLAIM_TIMEOUT)
         return len(rest)
 
     def _hand_back(self, ticket: Ticket) -> None:

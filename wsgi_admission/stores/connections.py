@@ -21,8 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from wsgi_admission.errors import StoreUnavailable
+from wsgi_admission.errors import StoreError, StoreUnavailable
 from wsgi_admission.stores import forks
+from wsgi_admission.stores.mark import Mark
 
 #: Seconds that a fork waits for transactions that are under way.
 FORK_PATIENCE = 2.0
@@ -91,6 +92,10 @@ class Connections(forks.Forkable):
     def __init__(self, path: Path, *, full: bool, patience: float) -> None:
         self.path = path
         self.patience = patience
+        try:
+            self.mark = Mark(path.with_name(f"{path.name}-mark"))
+        except OSError as error:
+            raise unavailable(path, error) from error
         self._full = full
         self._closed = False
         # Held only while a connection is taken out, and across a fork.
@@ -131,6 +136,7 @@ class Connections(forks.Forkable):
                 raise unavailable(self.path, error) from error
             raise
         finally:
+            self.mark.renew()
             self._give(connection)
 
     def query(self, sql: str, parameters: Mapping[str, Any] | Sequence[Any] = ()) -> list[Any]:
@@ -145,10 +151,14 @@ class Connections(forks.Forkable):
 
     def close(self) -> None:
         """Close what is not in use; the others are closed when they come back."""
-        self._closed = True
         with self._lock:
+            self._closed = True
             if self._close_idle() == 0:
-                self.forgotten()
+                self._forget()
+
+    def _forget(self) -> None:
+        self.mark.close()
+        self.forgotten()
 
     def before_fork(self) -> None:
         """Close everything, once what is in use has come back."""
@@ -167,6 +177,8 @@ class Connections(forks.Forkable):
     def _take(self) -> Connection:
         self.refuse_inherited()
         with self._lock:
+            if self._closed:
+                raise StoreError(f"The store {self.path} was closed.")
             try:
                 connection = self._idle.pop()
             except IndexError:
@@ -183,7 +195,7 @@ class Connections(forks.Forkable):
                 connection.close()
                 self._opened -= 1
                 if self._closed and self._close_idle() == 0:
-                    self.forgotten()
+                    self._forget()
         else:
             self._idle.append(connection)
 

@@ -42,7 +42,7 @@ from wsgi_admission.ticket import State, Ticket
 class SQLiteStore(Store):
     """A line in an SQLite file; what the methods do is said by `Store`.
 
-    :param path: the database file; ``PATH.bodies/`` and ``PATH-lock`` stand beside it.
+    :param path: the database file; ``PATH.bodies/``, ``PATH-lock`` and ``PATH-mark`` stand beside it.
     :param name: the name of the line.
     :param durability: ``full`` or ``normal``, as for `open_store`.
     :param patience: seconds to wait for the file while others keep it locked.

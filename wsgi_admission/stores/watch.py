@@ -2,19 +2,29 @@
 
 ``PRAGMA data_version`` differs when *another* connection has committed.  The one connection that never writes
 therefore sees the commits of all processes and of all other connections of its own.
+
+Even that is too slow for every request.  So each writer leaves a new random mark, after its commit and before it
+says that it is done, in a small file that all processes have open.  While the mark is the same nothing has been
+promised since, and SQLite is asked only now and then: for a writer that died between its commit and its mark, and
+for whoever changes the file with tools of their own.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
+from wsgi_admission.errors import StoreError
 from wsgi_admission.stores import forks
 from wsgi_admission.stores.connections import Connections, connect, patiently, unavailable
 
 T = TypeVar("T")
+
+#: Seconds after which SQLite is asked although the mark is the same.
+SURE = 0.05
 
 
 class Watch(forks.Forkable):
@@ -25,6 +35,11 @@ class Watch(forks.Forkable):
 
     def __init__(self, connections: Connections) -> None:
         self._path, self._patience = connections.path, connections.patience
+        self._mark = connections.mark
+        self._seen: bytes | None = None
+        self._version = 0
+        self._sure_until = 0.0
+        self._closed = False
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._openings = 0
@@ -56,6 +71,7 @@ class Watch(forks.Forkable):
     def close(self) -> None:
         """Close the connection."""
         with self._lock:
+            self._closed = True
             self._close()
         self.forgotten()
 
@@ -70,14 +86,19 @@ class Watch(forks.Forkable):
         return True
 
     def _token(self) -> int:
+        if self._closed:
+            raise StoreError(f"The store {self._path} was closed.")
         self.refuse_inherited()
-        connection = self._connection or self._open()
-        try:
-            version: int = connection.execute("PRAGMA data_version").fetchone()[0]
-        except sqlite3.OperationalError:
-            version = patiently(lambda: connection.execute("PRAGMA data_version").fetchone(), self._patience)[0]
+        # Read before SQLite is asked: a commit in between is then noticed next time.
+        mark = self._mark.read()
+        if mark == self._seen and time.monotonic() < self._sure_until:
+            return self._version
+        connection = self._open()
+        version: int = patiently(lambda: connection.execute("PRAGMA data_version").fetchone(), self._patience)[0]
         # The version counts from the opening; the number of the opening keeps it from coming round again.
-        return self._openings << 32 | version
+        self._version = self._openings << 32 | version
+        self._seen, self._sure_until = mark, time.monotonic() + SURE
+        return self._version
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
@@ -86,6 +107,7 @@ class Watch(forks.Forkable):
         return self._connection
 
     def _close(self) -> None:
+        self._seen = None
         if self._connection is not None:
             self._connection.close()
             self._connection = None
