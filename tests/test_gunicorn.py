@@ -70,8 +70,8 @@ def test_no_process_set_aside_means_threads_in_the_web_workers(tmp_path: Path) -
     """Catches: replay_processes = 0 that is not obeyed."""
     text = QUEUE_ALL.replace("[admission]", "[admission]\nreplay_processes = 0")
     with gunicorn(tmp_path, ini(tmp_path, text)) as site:
+        until(lambda: len(workers(site)) == 2, "the second worker")
         assert replay_pid(site) in {worker.pid for worker in workers(site)}
-        assert len(workers(site)) == 2
         assert all(worker.nice() == 0 for worker in workers(site))
 
 
