@@ -202,16 +202,16 @@ def test_a_corrupt_file_is_an_error_of_the_store(path: Path) -> None:
         SQLiteStore(path)
 
 
-@pytest.mark.parametrize("call", ["mknod", "mkdir"])
+@pytest.mark.parametrize(("owner", "call"), [(os, "mknod"), (Path, "mkdir")])
 def test_a_place_that_cannot_be_written_is_unavailable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: object, call: str
 ) -> None:
     """Catches: a bare OSError from a read-only file system."""
 
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(os, call, refuse)
+    monkeypatch.setattr(owner, call, refuse)
     with pytest.raises(StoreUnavailable, match=r"line\.db.*Read-only file system") as failed:
         SQLiteStore(tmp_path / "new" / "line.db")
     assert isinstance(failed.value.__cause__, OSError)
@@ -471,19 +471,19 @@ def test_a_file_is_on_the_disk_before_it_is_named(
 ) -> None:
     """Catches: a row that survives power loss and a body that does not."""
     steps: list[str] = []
-    fsync, rename = os.fsync, os.rename
+    fsync, rename = os.fsync, Path.rename
     kinds = {True: "directory", False: "file"}
 
     def note_fsync(descriptor: int) -> None:
         steps.append(f"sync {kinds[stat.S_ISDIR(os.fstat(descriptor).st_mode)]}")
         fsync(descriptor)
 
-    def note_rename(source: str, target: str) -> None:
+    def note_rename(source: Path, target: Path) -> Path:
         steps.append("rename")
-        rename(source, target)
+        return rename(source, target)
 
     monkeypatch.setattr(os, "fsync", note_fsync)
-    monkeypatch.setattr(os, "rename", note_rename)
+    monkeypatch.setattr(Path, "rename", note_rename)
     with Bodies(tmp_path / "bodies", durable=durable).stored(recording(BIG)) as stored:
         assert stored.body is None
     synced = ["sync directory", "sync file", "rename", "sync directory"]
