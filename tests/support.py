@@ -182,7 +182,7 @@ def gunicorn(
     conf = folder / "gunicorn.conf.py"
     conf.write_text(
         f"bind = '127.0.0.1:{port}'\n"
-        "worker_class = 'gthread'\nworkers = 2\nthreads = 8\ncontrol_socket_disable = True\n"
+        "worker_class = 'gthread'\nworkers = 2\nthreads = 8\ngraceful_timeout = 15\ncontrol_socket_disable = True\n"
         f"{settings}\n"
         "from wsgi_admission.integrations.gunicorn import install\n"
         f"install(globals(), {str(config)!r})\n"

@@ -97,6 +97,17 @@ def test_a_killed_web_worker_is_replaced_in_its_part(tmp_path: Path) -> None:
         until(lambda: sorted(worker.nice() for worker in workers(site)) == [0, 0, 10], "the parts")
 
 
+def test_ttou_never_ends_the_last_worker_that_answers(tmp_path: Path) -> None:
+    """Catches: a site of nothing but a process that answers nobody."""
+    with gunicorn(tmp_path, ini(tmp_path, QUEUE_ALL)) as site:
+        until(lambda: len(workers(site)) == 3, "the third worker")
+        for _ in range(3):
+            os.kill(site.process.pid, signal.SIGTTOU)
+        until(lambda: len(workers(site)) == 2, "the end of one worker")
+        assert replay_pid(site)
+        assert sorted(worker.nice() for worker in workers(site)) == [0, 10]
+
+
 def test_a_reload_keeps_the_line_and_hands_over(tmp_path: Path) -> None:
     """Catches: HUP that loses tickets, leaves nobody who replays, or runs a ticket twice."""
     config = ini(tmp_path, QUEUE_ALL)

@@ -236,15 +236,17 @@ def test_a_queued_request_is_replayed_with_its_ticket_and_never_queued_again(mad
 
 def test_what_cannot_be_replayed_is_never_queued_and_does_not_get_around_the_line(made: list[Site]) -> None:
     """Catches: a websocket answered with 202; an Upgrade header as a way past the slots."""
-    site = Site(mode=Mode.QUEUE_ALL, slots=1)
+    site = Site(slots=1)
     made.append(site)
     upgrade = {"HTTP_UPGRADE": "websocket", "HTTP_CONNECTION": "Upgrade"}
     status, held = site.open(method="GET", **upgrade)
     assert status == "200 OK"
     assert site.open(method="GET", **upgrade)[0] == "503 Service Unavailable"
-    held.close()
-    assert site.open(method="OPTIONS")[0] == "200 OK"
     assert site.open(HTTP_UPGRADE="h2c")[0] == "202 Accepted"
+    held.close()
+    assert site.open(method="GET", **upgrade)[0] == "503 Service Unavailable", "another waits"
+    assert site.open(HTTP_UPGRADE="websocket")[0] == "202 Accepted", "no way around the line"
+    assert site.open(method="OPTIONS")[0] == "200 OK"
 
 
 @pytest.mark.parametrize(
@@ -304,9 +306,11 @@ def test_a_store_that_cannot_be_opened_leaves_the_site_up(tmp_path: Path, caplog
     assert status == "200 OK"
     assert site.call().status == "503 Service Unavailable"
     assert site.call("/api/queue/health", "GET").status == "503 Service Unavailable"
+    held.close()
+    health = site.call("/api/queue/health", "GET")
+    assert (health.status, health.json()["status"]) == ("200 OK", "degraded")
     assert site.open("/elsewhere")[0] == "200 OK"
     assert "the store cannot be opened" in caplog.text
-    held.close()
     wrong.rmdir()
     site.middleware._failed_at = float("-inf")  # as if a second had passed
     assert site.call().status == "202 Accepted"

@@ -34,7 +34,7 @@ from wsgi_admission.slots import LocalSlots, Slots
 from wsgi_admission.stores import check_url
 from wsgi_admission.ticket import Ticket
 from wsgi_admission.tiers import Identity, Resolver
-from wsgi_admission.web.answers import Environ, StartResponse, problem, retry_later
+from wsgi_admission.web.answers import Environ, StartResponse, iso, json_answer, problem, retry_later
 
 log = logging.getLogger("wsgi_admission")
 
@@ -138,9 +138,6 @@ class AdmissionMiddleware:
     ) -> Iterable[bytes]:
         if MARK in environ:
             return self.app(environ, start_response)  # a replayed request has had its turn
-        if not queueable(environ):
-            # It cannot be answered later, and may not get around the line either.
-            return self._run_or_refuse(process.slots, route, environ, start_response)
         who = self._identify(environ)
         try:
             decision = decide(self._mode, process.load(), process.line(who.rank))
@@ -154,6 +151,10 @@ class AdmissionMiddleware:
             if slot is not None or self._mode is Mode.SHADOW:
                 passed = process.passing.begin(who.tier, route.name, shadowed=shadowed or slot is None)
                 return run(self.app, environ, start_response, slot, passed)
+        if not queueable(environ):
+            # It cannot be answered later, and may not get around the line either.
+            answer = retry_later("The server is busy, and this request cannot be queued.", process.load().value)
+            return answer.send(environ, start_response)
         return self._queue(process, route, who, environ, start_response)
 
     def _queue(
@@ -193,6 +194,15 @@ class AdmissionMiddleware:
     def _without_store(self, route: Any, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a matching request while the store cannot be opened."""
         if route is API:
+            full = self._spare_slots.in_use() >= self.config.admission.max_concurrent
+            if environ["PATH_INFO"] == f"{self.config.api.prefix}/health" and not full:
+                # Requests still run here: no load balancer may take the node out for a store that all share.
+                health = {
+                    "status": "degraded",
+                    "checks": {"store": {"status": "failing"}},
+                    "timestamp": iso(time.time()),
+                }
+                return json_answer(200, health).send(environ, start_response)
             return retry_later("The queue cannot be reached just now.", 1.0).send(environ, start_response)
         return self._run_or_refuse(self._spare_slots, route, environ, start_response)
 

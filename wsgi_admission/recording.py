@@ -89,12 +89,14 @@ def spool() -> BinaryIO:
 def queueable(environ: dict[str, Any]) -> bool:
     """Whether the request can be answered later at all: not when it asks about, or changes, the connection.
 
-    An offer of ``h2c`` counts for nothing: some clients make it with every request, and a server may ignore it.
+    A server may ignore an Upgrade (RFC 9110, 7.8), and some clients offer ``h2c`` with every request.  Only a
+    websocket is nothing without it.
     """
-    if environ.get("REQUEST_METHOD") in {"CONNECT", "OPTIONS", "TRACE"}:
+    method = environ.get("REQUEST_METHOD")
+    if method in {"CONNECT", "OPTIONS", "TRACE"}:
         return False
     upgrade = environ.get("HTTP_UPGRADE")
-    return not upgrade or {offer.strip().lower() for offer in upgrade.split(",")} <= {"", "h2c"}
+    return not upgrade or method != "GET" or "websocket" not in upgrade.lower()
 
 
 def record(environ: dict[str, Any], *, max_body: int) -> Recording:

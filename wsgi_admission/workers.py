@@ -69,6 +69,7 @@ class Pool:
         self._stopping = threading.Event()
         self._running: dict[str, Ticket] = {}
         self._claiming = 0
+        self._store_fails = False
         self._threads = [
             threading.Thread(target=self._work, name=f"wsgi-admission-replay-{i + 1}", daemon=True)
             for i in range(worker.threads)
@@ -141,8 +142,11 @@ class Pool:
             seen, worked = self._news, False
             try:
                 worked = self._run_next()
+                self._store_fails = False
             except StoreError as error:
-                log.warning("the store does not answer, replays wait: %s", error)
+                if not self._store_fails:  # once until it works again
+                    log.warning("the store does not answer, replays wait: %s", error)
+                self._store_fails = True
             except Exception:
                 log.exception("a replay thread went on after an error of its own")
             if not worked:

@@ -44,6 +44,7 @@ def install(namespace: MutableMapping[str, Any], config: str | os.PathLike[str])
     """
     installation = _Installation(os.fspath(config))
     for name in (
+        "nworkers_changed",
         "on_starting",
         "on_reload",
         "pre_fork",
@@ -61,13 +62,21 @@ def _chain(namespace: MutableMapping[str, Any], name: str, ours: Callable[..., N
         namespace[name] = ours
         return
     # gunicorn checks how many parameters a hook has.
-    if len(inspect.signature(ours).parameters) == 1:
+    count = len(inspect.signature(ours).parameters)
+    if count == 1:
 
         def one(first: Any) -> None:
             theirs(first)
             ours(first)
 
         namespace[name] = one
+    elif count == 3:
+
+        def three(first: Any, second: Any, third: Any) -> None:
+            theirs(first, second, third)
+            ours(first, second, third)
+
+        namespace[name] = three
     else:
 
         def two(first: Any, second: Any) -> None:
@@ -107,6 +116,11 @@ class _Installation:
             server.log.error("the changed configuration is not used, the old one stays:\n%s", error)  # noqa: TRY400 - see above
         self._generation = server.worker_age
         self._make_room(server)
+
+    def nworkers_changed(self, server: Any, new: int, _old: int | None) -> None:
+        """Keep one worker that answers: TTOU ends the oldest, and those that replay are the youngest."""
+        if 0 < new <= self._set_aside:  # 0 is gunicorn's own way of stopping them all
+            server.num_workers = self._set_aside + 1
 
     def pre_fork(self, server: Any, worker: Any) -> None:
         """Say which part the new worker has: to answer, or only to replay."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from wsgi_admission.config import Config
@@ -30,7 +30,9 @@ class Forecast:
         self._slots_in_use = slots_in_use
         self._expected = {route.name: route.expected_time for route in config.routes}
         admission = config.admission
-        self._slots = min(admission.max_concurrent, admission.worker_threads * max(1, admission.replay_processes))
+        threads = admission.worker_threads * max(1, admission.replay_processes)
+        self._slots = (admission.max_concurrent, min(admission.max_concurrent, threads))
+        self._limits = {route.name: route.max_concurrent for route in config.routes if route.max_concurrent is not None}
         # Run times change only when a run ends; the numbers made of them are kept as long as they are the same.
         self._learnt: dict[str, tuple[tuple[float, ...], RunTimes]] = {}
 
@@ -39,24 +41,43 @@ class Forecast:
         if ticket.state is not State.QUEUED:
             return Outlook(None, None)
         ahead = self._store.ahead(ticket.id)
+        if not ahead and self._store.get(ticket.id).state is not State.QUEUED:
+            return Outlook(None, None)  # it was claimed a moment ago
+        return Outlook(1 + sum(ahead.values()), self._wait(ticket.route, ahead, now))
+
+    def _wait(self, route: str, ahead: Mapping[str, int], now: float) -> Wait:
         statistics = self._store.statistics(now=now)
-        running = [(route, max(0.0, now - started_at)) for route, started_at in statistics.running]
-        # Requests that run at once hold slots too.  Nobody knows which they are: each counts as an average one.
-        running += [("", 0.0)] * (self._slots_in_use() - len(running))
-        wait = estimate(
-            ahead=ahead,
-            running=running,
-            slots=self.slots(statistics),
-            routes=self._run_times(statistics),
-        )
-        return Outlook(1 + sum(ahead.values()), wait)
+        routes = self._run_times(statistics)
+        running = [(name, max(0.0, now - started_at)) for name, started_at in statistics.running]
+        limit, slots = self.slots(statistics)
+        # Requests that run at once hold slots too.  Nobody knows which they are; those that stand in the way of a
+        # replay count as one that has just begun.
+        left = limit - max(0, self._slots_in_use() - len(running))
+        if left < 1:
+            running.append((route, 0.0))
+        slots = max(1, min(slots, left))
+        ahead = dict(ahead)
+        own = Wait(0.0, 0.0)
+        for name, most in self._limits.items():
+            mine = [one for one in running if one[0] == name]
+            if ahead.get(name, 0) + len(mine) < most:
+                continue
+            if name == route:
+                own = estimate(ahead={name: ahead.get(name, 0)}, running=mine, slots=min(most, slots), routes=routes)
+            else:
+                # What waits for a full route has slots of its own, and takes none of the others.
+                ahead.pop(name, None)
+                running = [one for one in running if one[0] != name]
+                slots = max(1, slots - len(mine))
+        general = estimate(ahead=ahead, running=running, slots=slots, routes=routes)
+        return max(own, general)
 
     def expected(self, route: str, *, now: float) -> float:
         """Return the expected run time of a route in seconds."""
         return self._run_times(self._store.statistics(now=now))[route].mean
 
-    def slots(self, statistics: Statistics) -> int:
-        """Return how many tickets can run at once on all hosts that are alive.
+    def slots(self, statistics: Statistics) -> tuple[int, int]:
+        """Return the slots of all hosts that are alive, and how many of them replays can use at once.
 
         Before the first worker has reported, what the configuration says of this host.
         """
@@ -65,7 +86,9 @@ class Forecast:
         for worker in statistics.workers:
             threads[worker.host] += worker.threads
             limits[worker.host] = worker.slots
-        return sum(min(limits[host], count) for host, count in threads.items()) or self._slots
+        if not limits:
+            return self._slots
+        return sum(limits.values()), sum(min(limits[host], count) for host, count in threads.items())
 
     def _run_times(self, statistics: Statistics) -> dict[str, RunTimes]:
         for route, expected in self._expected.items():
