@@ -477,6 +477,7 @@ def test_a_problem_of_a_section(load: Load, text: str, expected: str) -> None:
         ("load", "threshold = nan", "must be a percentage"),
         ("load", "cpu_threshold = inf", "must be a percentage"),
         ("load", "memory_threshold = 80s", "unknown unit 's'; expected '%' or none"),
+        ("admission", "max_concurrent = 10001", "must be 10000 or less"),
         ("store", "url = sqlite://var/x.db", "must look like sqlite:///RELATIVE or sqlite:////ABSOLUTE"),
         ("store", "url = sqlite:///", "must look like sqlite:///RELATIVE or sqlite:////ABSOLUTE"),
         ("store", "url = sqlite:///:memory:", "must look like sqlite:///RELATIVE or sqlite:////ABSOLUTE"),

@@ -18,6 +18,10 @@ _SECONDS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Deci
 _BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
+#: The largest count that anybody can mean: of threads, processes, slots or retries.
+MOST = 10_000
+
+
 def whole(minimum: int) -> Kind[int]:
     """Return the kind of a whole number from ``minimum`` on."""
 
@@ -31,6 +35,8 @@ def whole(minimum: int) -> Kind[int]:
             raise ValueError("must be a whole number")
         if value < minimum:
             raise ValueError(f"must be {minimum} or more")
+        if value > MOST:
+            raise ValueError(f"must be {MOST} or less")
 
     return Kind(expected=f"a whole number, {minimum} or more", read=read, check=check)
 
