@@ -42,6 +42,8 @@ OTHERS = {
     "wsgi_app",
     "X-Forwarded-For",
     "Access-Control-Allow-Origin",
+    "Idempotency-Key",
+    "Prefer",
     "If-Range",
     "Last-Event-ID",
 }
