@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import abc
 import os
+import threading
 import weakref
 
 from wsgi_admission.errors import StoreError
 
 _everywhere: weakref.WeakSet[Forkable] = weakref.WeakSet()
 _held: list[Forkable] = []
+# Python calls the hooks of two threads that fork at once in any order.
+_forking = threading.Lock()
 
 
 class Forkable(abc.ABC):
@@ -53,6 +56,7 @@ def refuse_inherited() -> None:
 
 
 def _before() -> None:
+    _forking.acquire()
     _held[:] = list(_everywhere)
     for one in _held:
         one.before_fork()
@@ -63,6 +67,7 @@ def _after() -> None:
         if one.after_fork():
             one.pid = os.getpid()
     _held.clear()
+    _forking.release()
 
 
 os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_after)
