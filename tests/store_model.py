@@ -165,6 +165,9 @@ class Model:
             self.tickets.remove(kept)
             self.gone[kept.ticket.id] = kept.ticket.owner
             self.add(kept.ticket, **{f"pruned_{kept.ticket.state.value}": 1})
+        busy = {kept.ticket.tier for kept in self.tickets if not kept.ticket.state.final}
+        for tier, client in [key for key in self.finishes if key[0] not in busy]:
+            del self.finishes[tier, client]
         return len(old)
 
     def ahead(self, kept: Kept) -> dict[str, int]:

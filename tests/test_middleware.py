@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from tests.wsgi import Result, call, environ
 from wsgi_admission import AdmissionMiddleware, Config, ConfigError, StoreUnavailable
 from wsgi_admission.config import Admission, Route, StoreOptions
 from wsgi_admission.policy.decision import Mode
+from wsgi_admission.process import line_reader
 from wsgi_admission.replay import MARK
 
 
@@ -312,7 +316,7 @@ def test_a_store_that_cannot_be_opened_leaves_the_site_up(tmp_path: Path, caplog
     assert site.open("/elsewhere")[0] == "200 OK"
     assert "the store cannot be opened" in caplog.text
     wrong.rmdir()
-    site.middleware._failed_at = float("-inf")  # as if a second had passed
+    site.middleware._failed_at = -1e9  # as if a second had passed
     assert site.call().status == "202 Accepted"
     site.middleware.close()
 
@@ -340,3 +344,137 @@ def test_closing_hands_back_and_a_later_request_begins_anew(tmp_path: Path) -> N
     assert threading.active_count() == before
     assert site.call(first["status_url"], "GET").json()["position_in_queue"] == 1
     site.middleware.close()
+
+
+def test_an_accepted_request_is_answered_202_although_the_store_fails_right_after(
+    made: list[Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: an error for a request that is in the line, which its client sends again."""
+    site = Site(mode=Mode.QUEUE_ALL)
+    made.append(site)
+    store = site.middleware.process().store
+    put = store.put
+
+    def dead() -> Any:
+        raise StoreUnavailable("The disk is gone.")
+
+    def put_and_die(*args: Any, **keys: Any) -> Any:
+        ticket = put(*args, **keys)
+        monkeypatch.setattr(store, "counts", dead)
+        return ticket
+
+    monkeypatch.setattr(store, "put", put_and_die)
+    accepted = site.call()
+    assert accepted.status == "202 Accepted"
+    assert int(accepted.header("Retry-After") or "0") >= 1
+
+
+@pytest.mark.parametrize("mode", [Mode.SHADOW, Mode.PASS_THROUGH])
+@pytest.mark.parametrize("trouble", ["cannot be opened", "fails later", "websocket"])
+def test_a_mode_that_lets_through_never_refuses(
+    made: list[Site], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Mode, trouble: str
+) -> None:
+    """Catches: 503 from a line that is only tried out, or switched off."""
+    site = Site(mode=mode, slots=1)
+    made.append(site)
+    keys: dict[str, Any] = {}
+    if trouble == "cannot be opened":
+        url = f"sqlite:///{tmp_path}"  # a directory
+        config = Config(
+            admission=Admission(mode=mode, max_concurrent=1), store=StoreOptions(url=url), routes=site.config.routes
+        )
+        site.middleware = AdmissionMiddleware(site.app, config, replays=False)
+    elif trouble == "fails later":
+
+        def dead() -> Any:
+            raise StoreUnavailable("The disk is gone.")
+
+        monkeypatch.setattr(site.middleware.process().store, "counts", dead)
+    else:
+        keys = {"method": "GET", "HTTP_UPGRADE": "websocket", "HTTP_CONNECTION": "Upgrade"}
+    answers = [site.open(**keys) for _ in range(2)]
+    assert [status for status, _ in answers] == ["200 OK", "200 OK"]
+
+
+def test_a_kernel_that_cannot_lock_means_no_slot_and_no_error(
+    made: list[Site], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: a 500 for every matching request when the system is out of locks."""
+    site = Site()
+    made.append(site)
+    config = Config(store=StoreOptions(url=f"sqlite:///{tmp_path}/a.db"), routes=site.config.routes)
+    site.middleware = AdmissionMiddleware(site.app, config, replays=False)
+    slots = site.middleware.process().slots
+
+    def fail(*_args: Any) -> Any:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("wsgi_admission.locks.fcntl.lockf", fail)
+        assert site.open()[0] == "202 Accepted"
+        patch.setattr("wsgi_admission.locks.fcntl.fcntl", fail)
+        with pytest.raises(StoreUnavailable):
+            slots.in_use()
+
+
+def test_the_tickets_of_a_tier_that_is_configured_no_more_are_not_overtaken(made: list[Site]) -> None:
+    """Catches: those who waited through a change of the configuration, passed by everybody."""
+    site = Site(mode=Mode.QUEUE_ALL)
+    made.append(site)
+    site.call()
+    process = site.middleware.process()
+    assert line_reader(process.store, process.slots, {"gold": 0, "silver": 1})(0).waiting == 1
+
+
+def test_leases_are_renewed_before_lost_ones_are_looked_for(made: list[Site], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a process that takes its own running tickets for lost, after a clock that jumped or a store away."""
+    running, go = threading.Event(), threading.Event()
+
+    def app(_env: Any, start_response: Any) -> list[bytes]:
+        running.set()
+        assert go.wait(30)
+        start_response("200 OK", [])
+        return [b"once"]
+
+    site = Site(mode=Mode.QUEUE_ALL)
+    made.append(site)
+    site.middleware = AdmissionMiddleware(app, site.config)
+    accepted = site.call().json()
+    assert running.wait(30)
+    process = site.middleware.process()
+    process.housekeeper.stop()
+    now = time.time() + 3600
+    process.pool._clock = lambda: now
+    monkeypatch.setattr("wsgi_admission.process.time", SimpleNamespace(time=lambda: now, monotonic=time.monotonic))
+    process.leases()
+    assert process.store.get(accepted["request_id"]).crashes == 0
+
+    def dead(*_args: Any, **_keys: Any) -> Any:
+        raise StoreUnavailable("The disk is gone.")
+
+    now += 3600
+    monkeypatch.setattr(process.store, "renew", dead)
+    with pytest.raises(StoreUnavailable):
+        process.leases()
+    assert process.store.get(accepted["request_id"]).crashes == 0
+    go.set()
+    site.middleware.close()
+
+
+def test_a_drained_process_does_not_report_that_it_replays(made: list[Site]) -> None:
+    """Catches: a process that claims nothing and keeps others from taking over."""
+    site = Site(replays=True)
+    made.append(site)
+    process = site.middleware.process()
+    process.report()
+    assert process.replayed(time.time())
+    site.middleware.drain(0.0)
+    process.report()
+    assert not process.replayed(time.time())
+
+
+def test_urls_cannot_be_led_to_another_host(made: list[Site]) -> None:
+    """Catches: a Location that a browser takes for another site's."""
+    site = Site(mode=Mode.QUEUE_ALL)
+    made.append(site)
+    assert (site.call(SCRIPT_NAME="//evil.example").header("Location") or "").startswith("/evil.example/")

@@ -884,3 +884,27 @@ def test_a_body_of_another_kind_of_file_is_taken(store: Store, tmp_path: Path) -
     with (tmp_path / "body").open("rb") as body:
         new = store.put(ticket(), replace(recording(), body=body, length=11), now=0)
     assert read(store.request(new.id)) == ('{"method": "POST"}', b"from a file", 11)
+
+
+def test_who_came_yesterday_to_an_empty_line_stands_before_who_comes_after_him(store: Store) -> None:
+    """Catches: rows of clients kept for ever; a regular who waits behind everybody new."""
+    store.put(ticket("regular"), recording(), now=0)
+    claimed = store.claim("w", now=0, lease=30, routes=set(ROUTES))
+    assert claimed is not None
+    store.finish(claimed.id, claimed.attempt, State.COMPLETED, None, now=1)
+    store.prune(before=0, now=86400)
+    mine = store.put(ticket("regular"), recording(), now=86400)
+    for number in range(5):
+        store.put(ticket(f"new{number}"), recording(), now=86401)
+    assert store.ahead(mine.id) == {}
+
+
+def test_a_clock_set_back_makes_no_negative_times(store: Store) -> None:
+    """Catches: a run time below 0, which would become the cost of the next ticket."""
+    put = store.put(ticket(created_at=10_000.0), recording(), now=10_000)
+    claimed = store.claim("w", now=9_000, lease=30, routes=set(ROUTES))
+    assert claimed is not None
+    store.finish(claimed.id, claimed.attempt, State.COMPLETED, None, now=5_000)
+    assert store.statistics(now=5_000).run_times[put.route] == (0.0,)
+    tally = store.counts()[put.tier, put.route]
+    assert (tally.wait_seconds, tally.run_seconds) == (0.0, 0.0)

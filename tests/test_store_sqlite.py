@@ -816,3 +816,34 @@ def test_a_closed_store_opens_nothing_again(path: Path) -> None:
     for step in (store.counts, store.changed, lambda: store.get("x"), lambda: store.put(ticket(), recording(), now=0)):
         with pytest.raises(StoreError, match="was closed"):
             step()
+
+
+def test_bodies_are_not_put_where_somebody_else_could_change_them(path: Path, tmp_path: Path) -> None:
+    """Catches: a link for a directory, through which others swap what is served as the app's answer."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    path.with_name(f"{path.name}.bodies").symlink_to(elsewhere)
+    with closing(SQLiteStore(path)) as store, pytest.raises(StoreUnavailable, match="it is a link"):
+        store.put(ticket(), recording(BIG), now=0)
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_threads_may_fork_at_the_same_time(path: Path) -> None:
+    """Catches: hooks of two forks that take each other's locks away and leave the store blocked for ever."""
+    with closing(SQLiteStore(path)) as store:
+        store.counts()
+
+        def fork() -> None:
+            for _ in range(20):
+                child = os.fork()
+                if not child:
+                    os._exit(0)
+                os.waitpid(child, 0)
+                store.counts()
+
+        threads = [threading.Thread(target=fork, daemon=True) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert not any(thread.is_alive() for thread in threads)

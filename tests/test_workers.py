@@ -273,3 +273,37 @@ def test_leases_of_what_runs_are_renewed_and_lost_ones_told(floor: Floor, caplog
     with caplog.at_level(logging.WARNING):
         floor.pool.renew()
     assert "lost the lease" in caplog.text
+
+
+def test_a_request_that_cannot_be_read_just_now_is_no_crash(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a ticket that must not run twice, failed although the app was never called."""
+    read, failures = floor.store.request, [StoreUnavailable("busy")]
+
+    def failing(ticket_id: str) -> Recording:
+        if failures:
+            raise failures.pop()
+        return read(ticket_id)
+
+    monkeypatch.setattr(floor.store, "request", failing)
+    floor.go.set()
+    ticket = floor.put(crash_retries=0)
+    floor.pool.start()
+    until(lambda: floor.state(ticket) is State.COMPLETED)
+    assert floor.store.get(ticket.id).crashes == 0
+    assert len(floor.started) == 1
+
+
+def test_giving_up_on_an_answer_is_told(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches: an answer dropped in silence."""
+
+    def failing(*_args: Any, **_keys: Any) -> Ticket:
+        raise StoreUnavailable("The disk is full.")
+
+    monkeypatch.setattr(floor.store, "finish", failing)
+    monkeypatch.setattr("wsgi_admission.workers.delay", lambda *_args, **_keys: 0.0)
+    floor.go.set()
+    floor.put()
+    floor.pool.start()
+    until(lambda: "could not be kept; its lease will run out" in caplog.text)

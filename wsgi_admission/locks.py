@@ -97,7 +97,9 @@ class _FileLedger(Ledger):
         return True
 
     def _release(self, offset: int) -> None:
-        fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, offset)
+        # What the kernel cannot unlock now it unlocks when this process ends, or takes the byte again.
+        with contextlib.suppress(OSError):
+            fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, offset)
 
     def _count_others(self, region: int) -> int:
         count = 0
@@ -105,7 +107,11 @@ class _FileLedger(Ledger):
         while spans:
             start, end = spans.pop()
             query = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, end - start, 0)
-            kind, _, first, length, _ = _FLOCK.unpack(fcntl.fcntl(self._descriptor, fcntl.F_GETLK, query))
+            try:
+                answer = fcntl.fcntl(self._descriptor, fcntl.F_GETLK, query)
+            except OSError as error:
+                raise StoreUnavailable(f"The file of slots cannot be looked at: {error.strerror}.") from error
+            kind, _, first, length, _ = _FLOCK.unpack(answer)
             if kind != fcntl.F_UNLCK:
                 # Linux names some lock inside the span, the first by owner and not by offset: look on both sides.
                 # Adjacent locks of one process come as one; length 0 is a lock to the end of all files.

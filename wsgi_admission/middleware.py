@@ -30,7 +30,7 @@ from wsgi_admission.process import Process, route_limits, start_process
 from wsgi_admission.replay import MARK, queueable, record, restore
 from wsgi_admission.routes import API, Table
 from wsgi_admission.running import App, run
-from wsgi_admission.slots import LocalSlots, Slots
+from wsgi_admission.slots import LocalSlots, Slot, Slots
 from wsgi_admission.stores import check_url
 from wsgi_admission.ticket import Ticket
 from wsgi_admission.tiers import Identity, Resolver
@@ -114,9 +114,11 @@ class AdmissionMiddleware:
         try:
             process = start_process(self.app, self.config, self._identify, replays=self.replays)
         except StoreError:
+            if self._failed_at < 0:  # once until it works
+                log.exception("the store cannot be opened; requests run without a line while slots are free")
             self._failed_at = time.monotonic()
-            log.exception("the store cannot be opened; requests run without a line while slots are free")
             raise
+        self._failed_at = -REOPEN_INTERVAL
         atexit.register(self.close)
         return process
 
@@ -136,18 +138,16 @@ class AdmissionMiddleware:
     def _admit(
         self, process: Process, route: Route, environ: Environ, start_response: StartResponse
     ) -> Iterable[bytes]:
-        if MARK in environ:
+        if MARK in environ or self._mode is Mode.PASS_THROUGH:
             return self.app(environ, start_response)  # a replayed request has had its turn
         who = self._identify(environ)
         try:
             decision = decide(self._mode, process.load(), process.line(who.rank))
         except StoreError:
             decision = Decision(Verdict.RUN, "store")
-        if decision.verdict is Verdict.PASS:
-            return self.app(environ, start_response)
         shadowed = self._mode is Mode.SHADOW and decision.verdict is Verdict.QUEUE
         if decision.verdict is Verdict.RUN or shadowed:
-            slot = process.slots.take(route.name)
+            slot = _take(process.slots, route)
             if slot is not None or self._mode is Mode.SHADOW:
                 passed = process.passing.begin(who.tier, route.name, shadowed=shadowed or slot is None)
                 return run(self.app, environ, start_response, slot, passed)
@@ -214,9 +214,18 @@ class AdmissionMiddleware:
         start_response: StartResponse,
         ended: Callable[[], None] = lambda: None,
     ) -> Iterable[bytes]:
-        slot = slots.take(route.name)
-        if slot is None:
+        slot = _take(slots, route)
+        if slot is None and self._mode not in {Mode.SHADOW, Mode.PASS_THROUGH}:
             ended()
             answer = retry_later("The server is busy and cannot queue requests just now.", 1.0)
             return answer.send(environ, start_response)
         return run(self.app, environ, start_response, slot, ended)
+
+
+def _take(slots: Slots, route: Route) -> Slot | None:
+    """Take a slot; a kernel that cannot lock has none."""
+    try:
+        return slots.take(route.name)
+    except StoreError:
+        log.warning("no slot can be taken just now", exc_info=True)
+        return None

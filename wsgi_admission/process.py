@@ -9,11 +9,11 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wsgi_admission.chores import Chore, Housekeeper
-from wsgi_admission.config import Config
+from wsgi_admission.config import Admission, Config
 from wsgi_admission.errors import StoreError
 from wsgi_admission.load import Load, LoadMeter
 from wsgi_admission.policy.decision import Line
@@ -22,7 +22,7 @@ from wsgi_admission.slots import HostSlots, LocalSlots, Slots
 from wsgi_admission.stores import Counts, Passed, Store, Worker, open_store
 from wsgi_admission.tiers import Resolver
 from wsgi_admission.web.api import Api
-from wsgi_admission.workers import RENEW_INTERVAL, Pool
+from wsgi_admission.workers import Pool
 
 log = logging.getLogger("wsgi_admission.process")
 
@@ -61,21 +61,37 @@ class Process:
     store: Store
     slots: Slots
     api: Api
-    housekeeper: Housekeeper
     pool: Pool
     passing: Passing
     line: Callable[[int], Line]
     load: Callable[[], Load]
+    housekeeper: Housekeeper = field(init=False)
 
     def replayed(self, now: float) -> bool:
         """Return whether any process has reported lately that it replays.  ``now`` is seconds since the epoch."""
         return bool(self.store.statistics(now=now).workers)
 
+    def leases(self) -> None:
+        """Renew the leases of what runs here, then look for those that anybody lost.
+
+        In this order: after a store that was away, or a clock that jumped, what runs here is not taken for lost.
+        """
+        self.pool.renew()
+        self.store.requeue_expired(now=time.time())
+
+    def report(self) -> None:
+        """Say that this process replays, while it does."""
+        if self.pool.claims:
+            self.store.report(self.pool.worker, now=time.time())
+
     def drain(self, timeout: float) -> None:
         """Claim nothing more, and hand back what still runs after ``timeout`` seconds."""
         if self.pool.started:
-            self.pool.drain(timeout)
-            self.store.report(replace(self.pool.worker, threads=0), now=time.time())
+            self.pool.stop()
+            try:
+                self.store.report(replace(self.pool.worker, threads=0), now=time.time())
+            finally:
+                self.pool.drain(timeout)
 
     def close(self) -> None:
         """End the threads, hand back what runs, and let go of the store."""
@@ -124,10 +140,10 @@ def line_reader(store: Store, slots: Slots, ranks: Mapping[str, int]) -> Callabl
         nonlocal seen
         counts = store.counts()
         if counts is not seen[0]:
-            last = len(ranks)
             seen = (
                 counts,
-                [(ranks.get(tier, last), route, n.queued) for (tier, route), n in counts.items() if n.queued],
+                # A tier that the configuration no longer names keeps an old rank: nobody overtakes it.
+                [(ranks.get(tier, 0), route, n.queued) for (tier, route), n in counts.items() if n.queued],
             )
         queued = seen[1]
         if not queued:
@@ -169,37 +185,36 @@ def start_process(app: App, config: Config, identify: Resolver, *, replays: bool
     worker = Worker(name, host, pid, admission.worker_threads, admission.max_concurrent)
     pool = Pool(app, store, slots, worker, may_start=may_start)
     passing = Passing()
-
-    def report() -> None:
-        if pool.started:
-            store.report(worker, now=time.time())
-
-    def prune() -> None:
-        now = time.time()
-        store.prune(before=now - admission.retention, now=now)
-
-    chores = [
-        Chore(SAMPLE_INTERVAL, lambda: meter.sample(time.monotonic())),
-        Chore(REPORT_INTERVAL, report),
-        Chore(RENEW_INTERVAL, pool.renew),
-        Chore(TIDY_INTERVAL, lambda: store.requeue_expired(now=time.time())),
-        Chore(TIDY_INTERVAL, lambda: passing.flush(store)),
-        Chore(TIDY_INTERVAL, lambda: store.maintain(now=time.time())),
-        Chore(admission.cleanup_interval, prune),
-    ]
-    if replays:
-        pool.start()
-    housekeeper = Housekeeper(chores)
-    housekeeper.start()
     ranks = {tier.name: rank for rank, tier in enumerate(config.tiers.order)}
-    return Process(
+    process = Process(
         pid=pid,
         store=store,
         slots=slots,
         api=Api(store, config, identify, load, slots_in_use=slots.in_use),
-        housekeeper=housekeeper,
         pool=pool,
         passing=passing,
         line=line_reader(store, slots, ranks),
         load=load,
     )
+    process.housekeeper = Housekeeper(_chores(process, meter, config.admission))
+    if replays:
+        pool.start()
+    process.housekeeper.start()
+    return process
+
+
+def _chores(process: Process, meter: LoadMeter, admission: Admission) -> list[Chore]:
+    store = process.store
+
+    def prune() -> None:
+        now = time.time()
+        store.prune(before=now - admission.retention, now=now)
+
+    return [
+        Chore(SAMPLE_INTERVAL, lambda: meter.sample(time.monotonic())),
+        Chore(REPORT_INTERVAL, process.report),
+        Chore(TIDY_INTERVAL, process.leases),
+        Chore(TIDY_INTERVAL, lambda: process.passing.flush(store)),
+        Chore(TIDY_INTERVAL, lambda: store.maintain(now=time.time())),
+        Chore(admission.cleanup_interval, prune),
+    ]

@@ -4,7 +4,7 @@ Each thread takes a slot first and then the first ticket of the line that may us
 leased while there is no room to run it.
 
 Leases and attempts.  A claimed ticket is this process's for `LEASE` seconds; the housekeeper renews the leases
-of what runs every `RENEW_INTERVAL`.  If the process dies, its leases run out and the tickets return to their
+of what runs (see process.py).  If the process dies, its leases run out and the tickets return to their
 places.  If it was only stopped for long, somebody else may be running the ticket meanwhile: the attempt tells
 the store whose answer counts, and `LeaseLost` tells this process that its own does not.
 """
@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from wsgi_admission.errors import LeaseLost, StoreError, UnknownTicket
+from wsgi_admission.errors import LeaseLost, StoreError, StoreUnavailable, UnknownTicket
 from wsgi_admission.policy.backoff import delay
 from wsgi_admission.replay import MARK, Outcome, run
 from wsgi_admission.slots import Slot, Slots
@@ -31,8 +31,6 @@ LEASE = 30.0
 INTERRUPTED = "The server had to stop while it ran, and it must not run twice."
 #: Seconds after which a store's claim has succeeded or failed, whatever happens.
 CLAIM_TIMEOUT = 5.0
-#: Seconds between renewals: two may fail before a lease runs out.
-RENEW_INTERVAL = 10.0
 #: Seconds between an idle thread's looks at the line.  A look costs microseconds while nothing has changed, and
 #: sees what no news could tell, such as a slot that another process gave back.
 LOOK_INTERVAL = 0.05
@@ -74,6 +72,11 @@ class Pool:
             threading.Thread(target=self._work, name=f"wsgi-admission-replay-{i + 1}", daemon=True)
             for i in range(worker.threads)
         ]
+
+    @property
+    def claims(self) -> bool:
+        """Whether this process takes tickets: started, and not told to stop."""
+        return self.started and not self._stopping.is_set()
 
     def start(self) -> None:
         """Start the threads, once."""
@@ -203,6 +206,10 @@ class Pool:
             finally:
                 if outcome.response is not None:
                     outcome.response.body.close()
+        except StoreUnavailable as error:
+            # Only reading the request raises this: the app was not called, and the ticket waits on in its place.
+            log.warning("ticket %s: its request cannot be read just now: %s", ticket.id[:8], error)
+            self._store.release(ticket.id, ticket.attempt, now=self._clock())
         finally:
             with self._changed:
                 self._running.pop(ticket.id, None)
@@ -211,7 +218,9 @@ class Pool:
     def _outcome(self, ticket: Ticket) -> Outcome:
         try:
             request = self._store.request(ticket.id)
-        except (UnknownTicket, OSError):
+        except StoreUnavailable:
+            raise
+        except (StoreError, UnknownTicket, OSError):
             log.exception("ticket %s: its recorded request cannot be read", ticket.id[:8])
             return Outcome(0, None, "The recorded request could not be read.")
         return run(self._app, request, extras={MARK: ticket})
@@ -235,3 +244,4 @@ class Pool:
             else:
                 log.info("ticket %s: %s %s with %d", ticket.id[:8], ticket.route, ended.state.value, outcome.status)
             return
+        log.error("ticket %s: its answer could not be kept; its lease will run out", ticket.id[:8])

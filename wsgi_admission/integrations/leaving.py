@@ -56,7 +56,11 @@ class Leaving:
     def _watch(self) -> None:
         try:
             while self.wanted() and not self._now.wait(WATCH_INTERVAL):
-                self._stand_by()
+                try:
+                    self._stand_by()
+                except Exception:
+                    # This thread must live: without it the process would not leave in order.
+                    log.exception("standing by failed and will be tried again")
         finally:
             self._middleware.drain(self._patience)
 

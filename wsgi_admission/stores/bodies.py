@@ -6,8 +6,10 @@ there.  A file without a row is what a process leaves behind that died in betwee
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -110,6 +112,7 @@ class Bodies:
             if not self._directory.is_dir():
                 self._directory.mkdir(mode=0o700, exist_ok=True)
                 self._sync(self._directory.parent)
+            self._refuse_others()
             with os.fdopen(os.open(part, _CREATE, 0o600), "wb") as file:
                 file.write(start)
                 shutil.copyfileobj(rest, file, 1 << 20)
@@ -125,6 +128,12 @@ class Bodies:
                 raise StoreUnavailable(f"A body cannot be kept in {self._directory} just now: {error}.") from error
             raise
         return length
+
+    def _refuse_others(self) -> None:
+        """Raise OSError for a directory into which somebody else could put bodies that are served as the app's."""
+        status = self._directory.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+            raise OSError(errno.EPERM, "it is a link, or belongs to somebody else")
 
     def _sync(self, directory: Path) -> None:
         """Put the names in a directory on the disk."""

@@ -208,10 +208,11 @@ class MemoryStore(Store):
                 self._finished.remove(key)
             drop(self._gone, (key for key, (_, at) in self._gone.items() if at < now - REMEMBER_GONE))
             self._ledger.prune(now=now)
+            busy = {tier for (tier, _), tally in self._ledger.counts().items() if tally.queued or tally.processing}
             passed = (
                 key
                 for key, finish in self._finishes.items()
-                if finish <= self._virtual_times.get(key[0], float("-inf"))
+                if key[0] not in busy or finish <= self._virtual_times.get(key[0], float("-inf"))
             )
             drop(self._finishes, passed)
             self._version += bool(removed)

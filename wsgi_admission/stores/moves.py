@@ -67,7 +67,7 @@ def delta(before: Ticket | None, after: Ticket) -> dict[str, float]:
     else:
         if before.attempt == 0 and after.attempt == 1 and after.started_at is not None:
             change["started"] = 1
-            change["wait_seconds"] = after.started_at - after.created_at
+            change["wait_seconds"] = max(0.0, after.started_at - after.created_at)
         if after.crashes > before.crashes:
             change["crashed"] = 1
         elif after.state in {State.COMPLETED, State.FAILED}:
@@ -84,4 +84,4 @@ def run_seconds(ticket: Ticket) -> float:
     """Return how long the last attempt of a ticket ran that has come to its end; 0 if it never began."""
     if ticket.started_at is None or ticket.completed_at is None:
         return 0.0
-    return ticket.completed_at - ticket.started_at
+    return max(0.0, ticket.completed_at - ticket.started_at)  # the wall clock may have been set back

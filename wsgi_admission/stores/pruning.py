@@ -46,6 +46,7 @@ def _the_rest(connections: Connections, line: str, *, now: float) -> None:
         "gone_before": now - REMEMBER_GONE,
         "minute": int(now // 60) - MINUTES_KEPT,
         "seen_before": now - WORKER_ALIVE,
+        "total": rows.TOTAL,
     }
     with connections.writing(durable=False) as connection:
         for name in ("prune_gone", "prune_minutes", "prune_workers", "prune_finishes"):

@@ -188,6 +188,9 @@ DELETE FROM tallies WHERE line = :line AND minute < :minute;
 DELETE FROM workers WHERE line = :line AND seen < :seen_before;
 
 -- name: prune_finishes
-DELETE FROM client_finishes WHERE line = :line AND finish <= (
+-- What the virtual time has passed, and everything of a tier in which nobody waits or runs: a busy period has ended.
+DELETE FROM client_finishes WHERE line = :line AND (finish <= (
     SELECT time FROM virtual_times WHERE line = :line AND tier = client_finishes.tier
-);
+) OR tier NOT IN (
+    SELECT tier FROM tallies WHERE line = :line AND minute = :total GROUP BY tier HAVING SUM(queued + processing) > 0
+));

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from wsgi_admission.config import Config
-from wsgi_admission.errors import StoreError
+from wsgi_admission.errors import AdmissionError
 from wsgi_admission.load import Load
 from wsgi_admission.policy import backoff
 from wsgi_admission.policy.estimates import human
@@ -44,8 +44,11 @@ class Views:
         now = self._clock()
         try:
             outlook = self._forecast.outlook(ticket, now=now)
-        except StoreError:
-            outlook = Outlook(None, None)  # it is in the line all the same
+            pending = self._pending(ticket, outlook)
+        except AdmissionError:
+            # It is in the line all the same, and whoever is told of an error sends it again.
+            outlook = Outlook(None, None)
+            pending = [("Retry-After", "1"), ("Admission-Status", ticket.state.value)]
         urls, load = self._urls(environ, ticket), self._load().value
         data = {
             "queued": True,
@@ -61,7 +64,7 @@ class Views:
             **urls,
             "retry_suggestion": self._suggestion(messages.retry, 0, load, now),
         }
-        return data, [*self._pending(ticket, outlook), ("Location", urls["result_url"])]
+        return data, [*pending, ("Location", urls["result_url"])]
 
     def status(self, environ: Environ, ticket: Ticket) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         """Return what a ticket's owner sees of it, and the headers that go with it."""
@@ -126,7 +129,9 @@ class Views:
         }
 
     def _urls(self, environ: Environ, ticket: Ticket) -> dict[str, str]:
-        mount = quote(environ.get("SCRIPT_NAME", "").rstrip("/"), safe="/:@!$&'()*+,;=~", encoding="latin-1")
+        mount = environ.get("SCRIPT_NAME", "").strip("/")
+        # One slash in front: with two a browser would take what follows for a host.
+        mount = quote(f"/{mount}" if mount else "", safe="/:@!$&'()*+,;=~", encoding="latin-1")
         base = f"{self._config.api.base_url.rstrip('/')}{mount}{quote(self._config.api.prefix)}"
         return {
             "status_url": f"{base}/status/{ticket.id}",
