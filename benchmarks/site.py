@@ -13,6 +13,7 @@ from typing import Any
 from wsgi_admission import AdmissionMiddleware, Config
 from wsgi_admission.config import Admission, LoadOptions, Route, StoreOptions
 from wsgi_admission.policy.decision import Mode
+from wsgi_admission.receiving import receive
 from wsgi_admission.replay import Recording, record
 from wsgi_admission.ticket import Ticket
 
@@ -110,6 +111,7 @@ def ticket(number: int, now: float) -> Ticket:
 
 def request() -> Recording:
     """Return a recorded request with `BODY`; ``body.seek(0)`` makes it usable again."""
-    recorded = record(environ("POST", f"/{ROUTES[0]}", BODY), max_body=len(BODY))
+    request = environ("POST", f"/{ROUTES[0]}", BODY)
+    recorded = record(request, receive(request, max_body=len(BODY)))
     with recorded.body:
         return Recording(recorded.head, io.BytesIO(recorded.body.read()), recorded.length)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -242,3 +243,18 @@ def test_building_the_middleware_starts_no_thread_and_opens_no_file(tmp_path: Pa
     )  # fmt: skip
     assert json.loads(ended.stdout) == [1, True]
     assert not (tmp_path / "admission.db").exists()
+
+
+def test_clients_that_send_slowly_keep_no_slot(tmp_path: Path) -> None:
+    """Catches: as many uploads as there are slots, and the line stands still for as long as they like."""
+    config = ini(tmp_path, "[admission]\nmax_concurrent = 1\n[route:echo]\npath = /echo\n")
+    # What else this machine does is not the subject.
+    quiet = "import wsgi_admission.load\nwsgi_admission.load.LoadMeter.sample = lambda self, now: None"
+    with gunicorn(tmp_path, config, settings=quiet) as site, socket.socket() as slow:
+        host, port = site.url.removeprefix("http://").split(":")
+        slow.connect((host, int(port)))
+        slow.sendall(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nha")
+        # Nothing tells when the server has begun with it; after twenty other requests it has.
+        assert [site.ask("/echo", "POST", b"quick").status for _ in range(20)] == [203] * 20
+        slow.sendall(b"lf")
+        assert slow.makefile("rb").readline() == b"HTTP/1.1 203 Quite All Right\r\n"

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 # ``__init__`` is the package itself.
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("options.*", "cgroups", "errorlog", "locks", "recording"),
+    ("options.*", "cgroups", "errorlog", "locks", "receiving"),
+    ("recording",),
     ("ticket", "routes", "tiers", "load", "slots", "replay", "policy.*"),
     ("sections",),
     ("config", "stores.*"),
@@ -141,9 +142,9 @@ def house(root: Path, name: str, source: str) -> Path:
 @pytest.mark.parametrize(
     ("name", "source", "sentence"),
     [
-        ("ticket", "from wsgi_admission.config import Config", "stands below, in row 5 against 3"),
-        ("ticket", "import wsgi_admission.config", "stands below, in row 5 against 3"),
-        ("ticket", "from .config import Config", "stands below, in row 5 against 3"),
+        ("ticket", "from wsgi_admission.config import Config", "stands below, in row 6 against 4"),
+        ("ticket", "import wsgi_admission.config", "stands below, in row 6 against 4"),
+        ("ticket", "from .config import Config", "stands below, in row 6 against 4"),
         ("ticket", "from wsgi_admission.routes import Table", "stands in the same row"),
         ("ticket", "from wsgi_admission.policy import ordering", "stands in the same row"),
         ("ticket", "def later():\n    from wsgi_admission.routes import Table", "stands in the same row"),
@@ -156,7 +157,7 @@ def house(root: Path, name: str, source: str) -> Path:
         ("stores.sqlite", "from ..config import Config", "stands in the same row"),
         ("stores.__init__", "from ..config import Config", "stands in the same row"),
         ("web.api", "from wsgi_admission import workers", "stands in the same row"),
-        ("web.api", "from wsgi_admission.middleware import M", "stands below, in row 8 against 6"),
+        ("web.api", "from wsgi_admission.middleware import M", "stands below, in row 9 against 7"),
         ("web.api", "from wsgi_admission.nowhere import X", "the package itself is for those who use it"),
         ("policy.ordering", "from wsgi_admission.policy import decision", "policy is arithmetic only"),
         ("policy.ordering", "from wsgi_admission.errors import AdmissionError", "policy is arithmetic only"),

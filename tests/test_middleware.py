@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -272,6 +273,99 @@ def test_a_body_that_cannot_be_recorded_is_refused_and_nothing_is_queued(
     assert told == status
     assert b'"detail"' in b"".join(answer)
     assert not site.middleware.process().store.counts()
+
+
+class Watched(io.BytesIO):
+    """A body that does something when it is read first."""
+
+    def __init__(self, body: bytes, then: Callable[[], object]) -> None:
+        super().__init__(body)
+        self.then: Callable[[], object] | None = then
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read it."""
+        then, self.then = self.then, None
+        if then is not None:
+            then()
+        return super().read(size)
+
+
+def test_no_slot_is_held_while_a_body_is_read(made: list[Site]) -> None:
+    """Catches: a few clients that send slowly, and stop the line and everybody else."""
+    site = Site(slots=1)
+    made.append(site)
+    inside: list[int] = []
+    body = Watched(b"slow", lambda: inside.append(site.middleware.process().slots.in_use()))
+    keys: dict[str, Any] = {"CONTENT_LENGTH": "4", "wsgi.input": body}
+    _, answer = site.open(**keys)
+    assert inside == [0]
+    assert b"".join(answer) == b"slow"
+    assert site.middleware.process().slots.in_use() == 1
+    answer.close()
+    assert site.environs[0]["wsgi.input"].closed
+
+
+def test_who_comes_while_a_body_is_read_is_not_overtaken(made: list[Site]) -> None:
+    """Catches: a decision that was right when the body began to come."""
+    site = Site(slots=1)
+    made.append(site)
+
+    def another() -> None:
+        _, held = site.open()
+        assert site.open()[0] == "202 Accepted"
+        held.close()
+
+    keys: dict[str, Any] = {"CONTENT_LENGTH": "4", "wsgi.input": Watched(b"slow", another)}
+    assert site.open(**keys)[0] == "202 Accepted"
+
+
+def test_a_body_that_we_cannot_read_is_the_apps_as_long_as_nothing_waits(made: list[Site]) -> None:
+    """Catches: a server whose chunked uploads work without the line and are refused behind it."""
+    site = Site()
+    made.append(site)
+    keys: dict[str, Any] = {
+        "CONTENT_LENGTH": "",
+        "HTTP_TRANSFER_ENCODING": "chunked",
+        "wsgi.input": io.BytesIO(b"chunks"),
+    }
+    status, answer = site.open(**keys)
+    assert status == "200 OK"
+    assert site.environs[0]["wsgi.input"] is keys["wsgi.input"]
+    answer.close()
+
+
+@pytest.mark.parametrize("mode", [Mode.AUTO, Mode.QUEUE_ALL])
+def test_too_large_a_body_is_refused_whether_the_line_is_long_or_not(made: list[Site], mode: Mode) -> None:
+    """Catches: a limit that holds only under load, where nobody finds it before the users do."""
+    site = Site(mode=mode, max_body=3)
+    made.append(site)
+    assert site.open(body=b"four")[0] == "413 Content Too Large"
+    assert site.environs == []
+
+
+@pytest.mark.parametrize("mode", [Mode.SHADOW, Mode.PASS_THROUGH])
+def test_modes_that_let_through_let_every_body_through(made: list[Site], mode: Mode) -> None:
+    """Catches: a trial of the line that changes what the site does."""
+    site = Site(mode=mode, max_body=3)
+    made.append(site)
+    keys: dict[str, Any] = {"CONTENT_LENGTH": "4", "wsgi.input": io.BytesIO(b"four")}
+    assert site.open(**keys)[0] == "200 OK"
+    assert site.environs[0]["wsgi.input"] is keys["wsgi.input"]
+
+
+def test_a_body_that_cannot_be_kept_means_503(made: list[Site], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a 500 when the disk of the temporary files is full."""
+    site = Site()
+    made.append(site)
+
+    def full(*_args: Any, **_keys: Any) -> Any:
+        raise StoreUnavailable("A request body cannot be kept: No space left on device.")
+
+    monkeypatch.setattr("wsgi_admission.middleware.receive", full)
+    refused = site.call(body=b"kept")
+    assert refused.status == "503 Service Unavailable"
+    assert refused.header("Retry-After")
+    assert site.environs == []
 
 
 def test_a_store_that_cannot_keep_a_request_means_running_or_503_but_never_202(

@@ -15,7 +15,8 @@ import werkzeug
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsgi_admission.replay import Recording, record, run, serve
+from tests.wsgi import record
+from wsgi_admission.replay import Recording, run, serve
 
 Start = Callable[..., Callable[[bytes], object]]
 App = Callable[[dict[str, Any], Start], Iterable[bytes]]

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from tests.support import until
-from tests.wsgi import environ
+from tests.wsgi import environ, record
 from wsgi_admission.errors import LeaseLost, StoreUnavailable
-from wsgi_admission.replay import Recording, record
+from wsgi_admission.replay import Recording
 from wsgi_admission.slots import LocalSlots
 from wsgi_admission.stores import Store, Worker, open_store
 from wsgi_admission.ticket import State, Ticket

@@ -10,6 +10,10 @@ from typing import Any
 from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
+from wsgi_admission import recording
+from wsgi_admission.receiving import receive
+from wsgi_admission.recording import Recording
+
 
 @dataclass
 class Result:
@@ -58,3 +62,8 @@ def call(app: Callable[..., Iterable[bytes]], path: str, method: str = "GET", bo
     finally:
         answer.close()  # type: ignore[attr-defined]  # the validator's iterator has it
     return Result(told[0], told[1], text)
+
+
+def record(environ: dict[str, Any], *, max_body: int) -> Recording:
+    """Read the body of a request and record it."""
+    return recording.record(environ, receive(environ, max_body=max_body))

@@ -91,6 +91,23 @@ class RequestRefused(AdmissionError):
     status = "400 Bad Request"
 
 
+class SlowBody(RequestRefused):
+    """The client sends its body too slowly, or not at all.
+
+    :param received: bytes that arrived.
+    """
+
+    status = "408 Request Timeout"
+
+    def __init__(self, received: int) -> None:
+        super().__init__(f"The body came too slowly; {received} bytes have arrived.")
+        self.received = received
+
+
+class UntellableLength(RequestRefused):
+    """Where the body ends cannot be known, so it cannot be read before the app does it."""
+
+
 class TruncatedBody(RequestRefused):
     """The body ended before its Content-Length.
 
@@ -104,7 +121,7 @@ class TruncatedBody(RequestRefused):
         self.received = received
 
 
-class InvalidLength(RequestRefused):
+class InvalidLength(UntellableLength):
     """The Content-Length is not a whole number, 0 or more."""
 
     def __init__(self, value: str) -> None:
@@ -125,7 +142,7 @@ class BodyTooLarge(RequestRefused):
         self.limit = limit
 
 
-class LengthRequired(RequestRefused):
+class LengthRequired(UntellableLength):
     """The body's end cannot be told: it has no Content-Length and the server does not end the input."""
 
     status = "411 Length Required"

@@ -21,13 +21,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from wsgi_admission.config import Config, Route, load_config
-from wsgi_admission.errors import RequestRefused, StoreError, StoreUnavailable
+from wsgi_admission.errors import RequestRefused, StoreError, StoreUnavailable, UntellableLength
 from wsgi_admission.policy.decision import Decision, Mode, Verdict, decide
 from wsgi_admission.process import Process, route_limits, start_process
-from wsgi_admission.replay import MARK, queueable, record, restore
+from wsgi_admission.receiving import Body, receive
+from wsgi_admission.replay import MARK, queueable, record
 from wsgi_admission.routes import API, Table
 from wsgi_admission.running import App, run
 from wsgi_admission.slots import LocalSlots, Slot, Slots
@@ -88,13 +88,12 @@ class AdmissionMiddleware:
         route = find(environ["REQUEST_METHOD"], environ.get("PATH_INFO", ""))
         if route is None:
             return app(environ, start_response)
-        try:
-            process = self.process()
-        except StoreError:
-            return self._without_store(route, environ, start_response)
-        if route is API:
-            return process.api(environ, start_response)
-        return self._admit(process, route, environ, start_response)
+        process = self._process_or_none()
+        if route is not API:
+            return self._admit(process, route, environ, start_response)
+        if process is None:
+            return self._api_without_store(environ, start_response)
+        return process.api(environ, start_response)
 
     def process(self) -> Process:
         """Return what this process needs, made at the first call.  Raises `StoreError` when it cannot be."""
@@ -135,11 +134,31 @@ class AdmissionMiddleware:
             atexit.unregister(self.close)
             process.close()
 
+    def _process_or_none(self) -> Process | None:
+        try:
+            return self.process()
+        except StoreError:
+            return None
+
     def _admit(
-        self, process: Process, route: Route, environ: Environ, start_response: StartResponse
+        self, process: Process | None, route: Route, environ: Environ, start_response: StartResponse
     ) -> Iterable[bytes]:
+        """Answer a matching request; the store cannot be opened if ``process`` is None."""
         if MARK in environ or self._mode is Mode.PASS_THROUGH:
             return self.app(environ, start_response)  # a replayed request has had its turn
+        body = None
+        try:
+            if self._mode is not Mode.SHADOW:  # which changes nothing for anybody
+                body = receive(environ, max_body=route.max_body)
+        except UntellableLength:
+            pass  # as long as nothing has to wait, the app may read what we cannot
+        except RequestRefused as refused:
+            return problem(int(refused.status[:3]), str(refused)).send(environ, start_response)
+        except StoreError:
+            log.exception("a request body could not be kept")
+            return retry_later("The server cannot keep the request just now.", 1.0).send(environ, start_response)
+        if process is None:
+            return self._run_or_refuse(self._spare_slots, route, body, environ, start_response)
         who = self._identify(environ)
         try:
             decision = decide(self._mode, process.load(), process.line(who.rank))
@@ -150,18 +169,25 @@ class AdmissionMiddleware:
             slot = _take(process.slots, route)
             if slot is not None or self._mode is Mode.SHADOW:
                 passed = process.passing.begin(who.tier, route.name, shadowed=shadowed or slot is None)
-                return run(self.app, environ, start_response, slot, passed)
-        if not queueable(environ):
-            # It cannot be answered later, and may not get around the line either.
-            answer = retry_later("The server is busy, and this request cannot be queued.", process.load().value)
-            return answer.send(environ, start_response)
-        return self._queue(process, route, who, environ, start_response)
+                return run(self.app, environ, start_response, slot, _closing(body, passed))
+        return self._queue(process, route, who, body, environ, start_response)
 
     def _queue(
-        self, process: Process, route: Route, who: Identity, environ: Environ, start_response: StartResponse
+        self,
+        process: Process,
+        route: Route,
+        who: Identity,
+        body: Body | None,
+        environ: Environ,
+        start_response: StartResponse,
     ) -> Iterable[bytes]:
+        if not queueable(environ):
+            # It cannot be answered later, and may not get around the line either.
+            _close(body)
+            answer = retry_later("The server is busy, and this request cannot be queued.", process.load().value)
+            return answer.send(environ, start_response)
         try:
-            request = record(environ, max_body=route.max_body)
+            request = record(environ, body)
         except RequestRefused as refused:
             return problem(int(refused.status[:3]), str(refused)).send(environ, start_response)
         now = time.time()
@@ -181,8 +207,8 @@ class AdmissionMiddleware:
             ticket = process.store.put(ticket, request, now=now)
         except StoreError:
             log.exception("a request could not be queued; it runs at once if a slot is free")
-            restore(environ, request)
-            return self._run_or_refuse(process.slots, route, environ, start_response, request.body.close)
+            request.body.seek(0)
+            return self._run_or_refuse(process.slots, route, body, environ, start_response)
         except BaseException:
             request.body.close()
             raise
@@ -191,35 +217,46 @@ class AdmissionMiddleware:
         log.info("ticket %s: %s queued for %s", ticket.id[:8], ticket.route, ticket.tier)
         return process.api.accepted(environ, ticket).send(environ, start_response)
 
-    def _without_store(self, route: Any, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        """Answer a matching request while the store cannot be opened."""
-        if route is API:
-            full = self._spare_slots.in_use() >= self.config.admission.max_concurrent
-            if environ["PATH_INFO"] == f"{self.config.api.prefix}/health" and not full:
-                # Requests still run here: no load balancer may take the node out for a store that all share.
-                health = {
-                    "status": "degraded",
-                    "checks": {"store": {"status": "failing"}},
-                    "timestamp": iso(time.time()),
-                }
-                return json_answer(200, health).send(environ, start_response)
-            return retry_later("The queue cannot be reached just now.", 1.0).send(environ, start_response)
-        return self._run_or_refuse(self._spare_slots, route, environ, start_response)
+    def _api_without_store(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        full = self._spare_slots.in_use() >= self.config.admission.max_concurrent
+        if environ["PATH_INFO"] == f"{self.config.api.prefix}/health" and not full:
+            # Requests still run here: no load balancer may take the node out for a store that all share.
+            health = {
+                "status": "degraded",
+                "checks": {"store": {"status": "failing"}},
+                "timestamp": iso(time.time()),
+            }
+            return json_answer(200, health).send(environ, start_response)
+        return retry_later("The queue cannot be reached just now.", 1.0).send(environ, start_response)
 
     def _run_or_refuse(
-        self,
-        slots: Slots,
-        route: Route,
-        environ: Environ,
-        start_response: StartResponse,
-        ended: Callable[[], None] = lambda: None,
+        self, slots: Slots, route: Route, body: Body | None, environ: Environ, start_response: StartResponse
     ) -> Iterable[bytes]:
+        """Run a request that can be kept nowhere."""
         slot = _take(slots, route)
-        if slot is None and self._mode not in {Mode.SHADOW, Mode.PASS_THROUGH}:
-            ended()
+        if slot is None and self._mode is not Mode.SHADOW:
+            _close(body)
             answer = retry_later("The server is busy and cannot queue requests just now.", 1.0)
             return answer.send(environ, start_response)
-        return run(self.app, environ, start_response, slot, ended)
+        return run(self.app, environ, start_response, slot, lambda: _close(body))
+
+
+def _close(body: Body | None) -> None:
+    if body is not None:
+        body.file.close()
+
+
+def _closing(body: Body | None, ended: Callable[[], None]) -> Callable[[], None]:
+    """Return ``ended`` with the closing of the body before it."""
+    if body is None:
+        return ended
+    file = body.file
+
+    def both() -> None:
+        file.close()
+        ended()
+
+    return both
 
 
 def _take(slots: Slots, route: Route) -> Slot | None:

@@ -9,24 +9,19 @@ callables) and is made anew for the replay.  A response recording's ``head`` is 
 from __future__ import annotations
 
 import json
-import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from tempfile import SpooledTemporaryFile
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from wsgi_admission.errors import BodyTooLarge, InvalidLength, LengthRequired, TruncatedBody
+from wsgi_admission.receiving import Body, announced_length
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse
 
-#: Bytes read or sent at once.
+#: Bytes sent at once.
 BLOCK = 64 * 1024
-#: A body up to this many bytes stays in memory, a larger one goes to an unnamed temporary file.
-IN_MEMORY = 256 * 1024
-
 #: Header fields that speak of one connection and not of the message (RFC 9110 7.6.1), in lower case.
 HOP_BY_HOP = frozenset(
     {
@@ -68,24 +63,6 @@ class Recording:
     length: int
 
 
-class _Spool(SpooledTemporaryFile[bytes]):
-    """A spooled file that can be wrapped in ``io`` classes; Python 3.10's lacks what they ask for."""
-
-    def readable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-
-def spool() -> BinaryIO:
-    """Return a new temporary file, in memory up to `IN_MEMORY` bytes."""
-    return cast("BinaryIO", _Spool(max_size=IN_MEMORY))
-
-
 def queueable(environ: dict[str, Any]) -> bool:
     """Whether the request can be answered later at all: not when it asks about, or changes, the connection.
 
@@ -99,76 +76,28 @@ def queueable(environ: dict[str, Any]) -> bool:
     return not upgrade or method != "GET" or "websocket" not in upgrade.lower()
 
 
-def record(environ: dict[str, Any], *, max_body: int) -> Recording:
-    """Read the whole body and keep it with what can be stored of ``environ``.
+def record(environ: dict[str, Any], body: Body | None) -> Recording:
+    """Return the recording of a request whose body was read by `receive`; the recording's body is that file.
 
-    Afterwards ``wsgi.input`` is used up; `restore` makes the same request runnable again.
-
-    :param max_body: the largest body accepted, in bytes.
-    :raises RequestRefused: `BodyTooLarge`, `TruncatedBody`, `InvalidLength` or `LengthRequired`.  What the
-        server's own ``read`` raises passes through, because only the server can still answer then.
+    :raises UntellableLength: when it was not read for that reason.
     """
-    announced = _announced_length(environ)
-    if announced is not None and announced > max_body:
-        raise BodyTooLarge(max_body)
-    body = spool()
-    try:
-        length = _copy_body(environ, body, announced, max_body)
-        return Recording(_request_head(environ, length), body, length)
-    except BaseException:
-        body.close()
-        raise
+    if body is None:
+        announced_length(environ)
+    file, length = body or Body(BytesIO(), 0)
+    return Recording(_request_head(environ, length), file, length)
 
 
 def restore(environ: dict[str, Any], recording: Recording) -> None:
-    """Put the recorded body back into ``environ``, which `record` has used up, so that the app can run it now.
+    """Put the recorded body into ``environ``.
 
     The app then reads ``recording.body`` itself; whoever runs it closes that file afterwards.
     """
-    recording.body.seek(0)
     environ["wsgi.input"] = recording.body
     environ["wsgi.input_terminated"] = True
     environ.pop("HTTP_TRANSFER_ENCODING", None)
     # A request that had no body at all keeps saying so: for some apps no length and a length of 0 differ.
     if recording.length or environ.get("CONTENT_LENGTH"):
         environ["CONTENT_LENGTH"] = str(recording.length)
-
-
-def _announced_length(environ: dict[str, Any]) -> int | None:
-    """Return the length of the body, or None when it goes to the end of the input."""
-    text = str(environ.get("CONTENT_LENGTH") or "").strip(" \t")
-    chunked = bool(environ.get("HTTP_TRANSFER_ENCODING"))
-    # A Transfer-Encoding overrides a Content-Length (RFC 9112 6.3).
-    if chunked or not text:
-        if environ.get("wsgi.input_terminated"):
-            return None
-        # From HTTP/2 on a body needs neither field; in HTTP/1 there is none without them.
-        framed = not environ.get("SERVER_PROTOCOL", "HTTP/1.1").startswith("HTTP/1") and environ.get("CONTENT_TYPE")
-        if chunked or framed:
-            raise LengthRequired
-        return 0
-    if not re.fullmatch("[0-9]+", text):
-        raise InvalidLength(text)
-    # int() refuses numbers of thousands of digits; such a body is too large for anybody.
-    return int(text) if len(text) < 20 else sys.maxsize
-
-
-def _copy_body(environ: dict[str, Any], body: BinaryIO, announced: int | None, max_body: int) -> int:
-    # Never a read without a size, and never past the length: some servers would wait for ever.
-    wanted = max_body + 1 if announced is None else announced
-    received = 0
-    while received < wanted:
-        block = environ["wsgi.input"].read(min(BLOCK, wanted - received))
-        if not block:
-            break
-        body.write(block)
-        received += len(block)
-    if announced is not None and received < announced:
-        raise TruncatedBody(announced, received)
-    if received > max_body:
-        raise BodyTooLarge(max_body)
-    body.seek(0)
-    return received
 
 
 def _request_head(environ: dict[Any, Any], length: int) -> str:

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from wsgiref.util import FileWrapper
 
 from wsgi_admission.errorlog import ErrorLog
-from wsgi_admission.recording import Recording, bodiless, queueable, record, restore, serve, spool, stated_lengths
+from wsgi_admission.receiving import spool
+from wsgi_admission.recording import Recording, bodiless, queueable, record, restore, serve, stated_lengths
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication

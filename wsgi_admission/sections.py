@@ -217,7 +217,7 @@ class Route(NamedSection):
     max_concurrent: int | None = option(
         None, "requests of this route that run at once", optional(whole(1), "as many as the host has slots")
     )
-    max_body: int = option(16 * 2**20, "largest request body that is queued; a larger one is answered with 413", size())
+    max_body: int = option(16 * 2**20, "largest request body; a larger one is answered with 413", size())
     crash_retries: int | None = option(
         None,
         "how often a request of this route runs again after a worker died in the middle of it (0: never)",
