@@ -130,7 +130,7 @@ def test_a_route_stays_within_its_own_limit(make: Callable[..., Slots]) -> None:
     assert not slots.full("image")
     first.release()
     assert not slots.full("video")
-    assert taken(slots.take("video")).routes == {"video"}
+    assert slots.take("video") is not None
 
 
 def test_a_full_host_leaves_the_route_its_slots(make: Callable[..., Slots]) -> None:
@@ -138,52 +138,21 @@ def test_a_full_host_leaves_the_route_its_slots(make: Callable[..., Slots]) -> N
     slots = make(1, LIMITS)
     slots.take("image")
     assert slots.take("video") is None
-    assert slots.take_any(["video"]) is None
     assert not slots.full("video")
 
 
-def test_take_any_holds_what_may_come_and_narrow_gives_the_rest_back(make: Callable[..., Slots]) -> None:
-    """Catches: a replay that starts a route beyond its limit, or keeps others from starting theirs."""
-    slots = make(5, {"video": 1, "sound": 1, "full": 1})
-    slots.take("full")
-    slot = taken(slots.take_any(["video", "full", "image", "sound"]))
-    assert slot.routes == {"video", "image", "sound"}
-    assert slots.full("video")
-    assert slots.full("sound")
-
-    slot.narrow("video")
-
-    assert slot.routes == {"video"}
-    assert slots.full("video")
-    assert not slots.full("sound")
-    assert slots.in_use() == 2
-    slot.release()
-    assert not slots.full("video")
-    assert slots.in_use() == 1
-
-
-def test_narrow_to_an_unlimited_route_keeps_the_hosts_slot_only(make: Callable[..., Slots]) -> None:
-    """Catches: the slots of limited routes kept while another route runs."""
-    slots = make(5, LIMITS)
-    slot = taken(slots.take_any(["video", "image"]))
-    slot.narrow("image")
-    assert slots.in_use() == 1
-    assert [slots.take("video") is not None for _ in range(3)] == [True, True, False]
-
-
-def test_narrow_to_a_route_that_it_is_not_for_is_refused(make: Callable[..., Slots]) -> None:
-    """Catches: a run without a slot of its route."""
-    slot = taken(make(5, {"full": 1, "video": 1}).take_any(["video"]))
-    with pytest.raises(ValueError, match=r"the slot is for \['video'\], not for 'full'"):
-        slot.narrow("full")
-
-
-def test_take_any_with_nothing_possible_takes_nothing(make: Callable[..., Slots]) -> None:
-    """Catches: a worker that holds a slot of the host while no route may run."""
+def test_a_slot_for_no_route_yet_is_allowed_one_while_that_has_room(make: Callable[..., Slots]) -> None:
+    """Catches: a replay that starts a route beyond its limit; slots of a route held while another runs."""
     slots = make(5, {"video": 1})
-    slots.take("video")
-    assert slots.take_any(["video"]) is None
-    assert slots.take_any([]) is None
+    first, second = taken(slots.take(None)), taken(slots.take(None))
+    assert not slots.full("video")
+    assert slots.allow(first, "video")
+    assert slots.full("video")
+    assert not slots.allow(second, "video")
+    assert slots.allow(second, "image")
+    assert slots.in_use() == 2
+    first.release()
+    assert not slots.full("video")
     assert slots.in_use() == 1
 
 
@@ -324,7 +293,7 @@ def test_a_routes_limit_holds_between_processes(path: Path, other: Other) -> Non
     assert other.ask("full", "video")
     assert here.take("video") is None
     assert not other.ask("take", "video")
-    assert taken(here.take_any(["video", "image"])).routes == {"image"}
+    assert not here.allow(taken(here.take(None)), "video")
     mine.release()
     assert other.ask("take", "video")
 

@@ -14,7 +14,7 @@ from tests.support import until
 from tests.wsgi import environ, record
 from wsgi_admission.errors import LeaseLost, StoreUnavailable
 from wsgi_admission.replay import Recording
-from wsgi_admission.slots import LocalSlots
+from wsgi_admission.slots import LocalSlots, Slot
 from wsgi_admission.stores import Store, Worker, open_store
 from wsgi_admission.ticket import State, Ticket
 from wsgi_admission.workers import INTERRUPTED, Pool
@@ -98,6 +98,87 @@ def test_no_more_run_than_there_are_slots() -> None:
     until(lambda: all(floor.state(ticket).final for ticket in tickets))
     floor.pool.drain(30)
     assert floor.most == 2
+
+
+def test_no_route_looks_full_while_a_ticket_of_another_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: slots of limited routes held during a claim: others then claim what stands behind those routes."""
+    floor = Floor(threads=1, slots=4, limits={"video": 1})
+    floor.go.set()
+    image, video = floor.put("image", "image"), floor.put("video", "video")
+    claim, full = floor.store.claim, []
+
+    def watched(*args: Any, **keys: Any) -> Ticket | None:
+        ticket = claim(*args, **keys)
+        full.append(floor.slots.full("video"))
+        return ticket
+
+    monkeypatch.setattr(floor.store, "claim", watched)
+    floor.pool.start()
+    until(lambda: floor.state(image).final and floor.state(video).final)
+    floor.pool.drain(30)
+    assert not any(full)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_ticket_whose_route_was_filled_meanwhile_returns_to_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+    fails: bool,  # noqa: FBT001 - a parameter
+) -> None:
+    """Catches: a run beyond the limit of a route, or a ticket that waits for its lease to run out."""
+    floor = Floor(threads=1, slots=4, limits={"video": 1})
+    video = floor.put("video", "video")
+    claim = floor.store.claim
+    others: list[Slot | None] = []
+
+    def late(*args: Any, **keys: Any) -> Ticket | None:
+        ticket = claim(*args, **keys)
+        if not others:
+            others.append(floor.slots.take("video"))
+            if fails:
+                monkeypatch.setattr(floor.slots, "allow", broken)
+        return ticket
+
+    def broken(*_args: Any) -> bool:
+        monkeypatch.undo()
+        raise StoreUnavailable("no locks")
+
+    monkeypatch.setattr(floor.store, "claim", late)
+    floor.pool.start()
+    until(lambda: others and floor.state(video) is State.QUEUED)
+    assert floor.started == []
+    assert floor.store.get(video.id).crashes == 0
+    assert others[0] is not None
+    others[0].release()
+    floor.go.set()
+    until(lambda: floor.state(video) is State.COMPLETED)
+    floor.pool.drain(30)
+
+
+def test_waiting_for_a_full_route_takes_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a host that looks fuller than it is whenever an idle thread looks at the line."""
+    floor = Floor(threads=2, slots=4, limits={"video": 1})
+    held = floor.slots.take("video")
+    assert held is not None
+    floor.put("video", "video")
+    looks: list[float] = []
+    take, full = floor.slots.take, floor.slots.full
+
+    def noted(route: str) -> bool:
+        looks.append(1)
+        return full(route)
+
+    def refused(route: str | None) -> Slot | None:
+        looks.append(1000)
+        return take(route)
+
+    monkeypatch.setattr(floor.slots, "full", noted)
+    monkeypatch.setattr(floor.slots, "take", refused)
+    floor.pool.start()
+    until(lambda: len(looks) > 10)
+    assert max(looks) == 1
+    held.release()
+    floor.go.set()
+    floor.pool.drain(30)
 
 
 def test_a_route_at_its_limit_does_not_hold_up_the_others() -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import abc
 import os
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from wsgi_admission.errors import StoreError
@@ -22,44 +22,32 @@ _HOST = 0
 
 
 class Slot:
-    """The right to run one queueable request, until it is released.
+    """The right to run one queueable request, until it is released."""
 
-    :param routes: the routes whose requests may run with it; empty for the host's slot alone.
-    """
+    __slots__ = ("_ledger", "_offsets")
 
-    __slots__ = ("_ledger", "_offsets", "routes")
-
-    def __init__(self, ledger: Ledger, offsets: dict[str, int], routes: frozenset[str]) -> None:
-        self.routes = routes
+    def __init__(self, ledger: Ledger, offset: int) -> None:
         self._ledger = ledger
-        self._offsets = offsets  # by route; "" is the host's
+        self._offsets = [offset]  # the host's, and then the route's, if it has a limit
 
-    def narrow(self, route: str) -> None:
-        """Keep the slot for this one of its routes only, and give back those of the others.
-
-        :raises ValueError: when the slot is not for that route.
-        """
-        if route not in self.routes:
-            raise ValueError(f"the slot is for {sorted(self.routes)}, not for {route!r}")
-        self.routes = frozenset({route})
-        self._give([name for name in self._offsets if name not in {"", route}])
+    def extend(self, region: int, limit: int) -> bool:
+        """Take a byte of another region too; return whether there was one."""
+        with self._ledger.lock:
+            offset = self._ledger.take(region, limit)
+            if offset is not None:
+                self._offsets.append(offset)
+            return offset is not None
 
     def release(self) -> None:
         """Give the slot back; again, from another thread, or in a forked child it does no harm."""
-        self._give(None)
-
-    def _give(self, names: Collection[str] | None) -> None:
-        """Give back what is held for these names, or all of it."""
         ledger = self._ledger
         # A child's locks on the same bytes are its own: the slots that it inherited as objects are not.
         if ledger.pid != os.getpid():
             return
         with ledger.lock:
             offsets = self._offsets
-            for name in offsets.copy() if names is None else names:
-                offset = offsets.pop(name, None)
-                if offset is not None:
-                    ledger.give(offset)
+            while offsets:
+                ledger.give(offsets.pop())
 
 
 class Slots(abc.ABC):
@@ -86,32 +74,35 @@ class Slots(abc.ABC):
 
         Never waits.  The caller must `Slot.release` it when the request is over.
 
-        :param route: the route to be run, or None for a slot of the host alone.
+        :param route: the route to be run, or None when that is not known yet; see `allow`.
         :return: None when there is none.
         :raises StoreUnavailable: when the kernel cannot lock; nothing is taken then.
         """
-        if route is not None and route in self._regions:
-            return self.take_any((route,))
-        # Nearly every request: no list of routes to go through.
         ledger = self._ledger()
         with ledger.lock:
             host = ledger.take(_HOST, self._limit)
-        return None if host is None else Slot(ledger, {"": host}, frozenset() if route is None else frozenset((route,)))
-
-    def take_any(self, routes: Collection[str]) -> Slot | None:
-        """Take a slot for whichever of these routes comes next, to be told by `Slot.narrow`.
-
-        Besides the host's it holds a slot of every limited route among them that was not full; ``slot.routes``
-        are those that may run with it.
-
-        :return: None when the host has no slot, or none of the routes may run.
-        :raises StoreUnavailable: as `take` does.
-        """
-        slot = self._take(routes)
-        if slot is not None and not slot.routes:
+        if host is None:
+            return None
+        slot = Slot(ledger, host)
+        if route in self._regions and not self.allow(slot, route):
             slot.release()
             return None
         return slot
+
+    def allow(self, slot: Slot, route: str) -> bool:
+        """Let a slot that was taken for no route run this one: take a slot of the route's own, if it has a limit.
+
+        :return: False when there is none; the slot of the host is kept.
+        :raises StoreUnavailable: as `take` does; the slot is released then.
+        """
+        own = self._regions.get(route)
+        if own is None:
+            return True
+        try:
+            return slot.extend(*own)
+        except StoreError:
+            slot.release()
+            raise
 
     def in_use(self) -> int:
         """Return how many slots of the host are taken, at most its limit."""
@@ -121,28 +112,6 @@ class Slots(abc.ABC):
         """Whether the route's own limit is reached; never for a route that has none."""
         region, limit = self._regions.get(route, (_HOST, 0))
         return bool(limit) and self._ledger().count(region) >= limit
-
-    def _take(self, routes: Collection[str]) -> Slot | None:
-        """Take a slot of the host and of each of the routes that has room."""
-        ledger = self._ledger()
-        with ledger.lock:
-            host = ledger.take(_HOST, self._limit)
-            if host is None:
-                return None
-            offsets = {"": host}
-            possible = []
-            try:
-                for route in routes:
-                    own = self._regions.get(route)
-                    offset = None if own is None else ledger.take(*own)
-                    if offset is not None:
-                        offsets[route] = offset
-                    if own is None or offset is not None:
-                        possible.append(route)
-            except StoreError:
-                Slot(ledger, offsets, frozenset()).release()
-                raise
-        return Slot(ledger, offsets, frozenset(possible))
 
 
 class LocalSlots(Slots):

@@ -63,6 +63,7 @@ class Pool:
         self._may_start = may_start
         self._clock = clock
         self._changed = threading.Condition()
+        self._turn = threading.Lock()
         self._news = 0
         self._stopping = threading.Event()
         self._running: dict[str, Ticket] = {}
@@ -161,14 +162,14 @@ class Pool:
 
     def _run_next(self) -> bool:
         """Run the first ticket that there is room for; return whether there was one."""
-        routes = {route for (_, route), tally in self._store.counts().items() if tally.queued}
-        if not routes or not self._may_start():
+        waiting = {route for (_, route), tally in self._store.counts().items() if tally.queued}
+        if not self._free(waiting) or not self._may_start():
             return False
-        slot = self._slots.take_any(routes)
+        slot = self._slots.take(None)
         if slot is None:
             return False
         try:
-            ticket = self._claim(slot)
+            ticket = self._claim(slot, waiting)
             if ticket is not None:
                 self.wake()
                 self._run(ticket)
@@ -176,26 +177,42 @@ class Pool:
             slot.release()
         return ticket is not None
 
-    def _claim(self, slot: Slot) -> Ticket | None:
+    def _claim(self, slot: Slot, waiting: Iterable[str]) -> Ticket | None:
         with self._changed:
             if self._stopping.is_set():
                 return None
             self._claiming += 1
         try:
-            ticket = self._store.claim(self.worker.id, now=self._clock(), lease=LEASE, routes=slot.routes)
-            if ticket is None:
-                return None
-            if self._stopping.is_set():
-                self._store.release(ticket.id, ticket.attempt, now=self._clock())
-                return None
-            with self._changed:
-                self._running[ticket.id] = ticket
-            slot.narrow(ticket.route)
+            # Two threads that claim at once could both find room on a limited route for the last time.
+            with self._turn:
+                ticket = self._claim_first(slot, waiting)
+            if ticket is not None:
+                with self._changed:
+                    self._running[ticket.id] = ticket
             return ticket
         finally:
             with self._changed:
                 self._claiming -= 1
                 self._changed.notify_all()
+
+    def _claim_first(self, slot: Slot, waiting: Iterable[str]) -> Ticket | None:
+        # No slot of a route is held while the store chooses: to others its route would look full, and they would
+        # overtake what waits for it.
+        free = self._free(waiting)
+        ticket = self._store.claim(self.worker.id, now=self._clock(), lease=LEASE, routes=free) if free else None
+        if ticket is None:
+            return None
+        allowed = False
+        try:
+            # Another process may have been quicker to fill the route.
+            allowed = not self._stopping.is_set() and self._slots.allow(slot, ticket.route)
+        finally:
+            if not allowed:
+                self._store.release(ticket.id, ticket.attempt, now=self._clock())
+        return ticket if allowed else None
+
+    def _free(self, routes: Iterable[str]) -> list[str]:
+        return [route for route in routes if not self._slots.full(route)]
 
     def _run(self, ticket: Ticket) -> None:
         log.info("ticket %s: %s started, attempt %d", ticket.id[:8], ticket.route, ticket.attempt)
