@@ -66,7 +66,7 @@ class Model:
     put_so_far: int = 0
     gone: dict[str, str] = field(default_factory=dict)
     virtual: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    finishes: dict[tuple[str, str], float] = field(default_factory=dict)
+    claimed: dict[tuple[str, str], float] = field(default_factory=dict)
     sums: dict[tuple[str, str], dict[str, float]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(float))
     )
@@ -96,8 +96,10 @@ class Model:
     def put(self, new: Ticket, request: bytes, now: float) -> None:
         """Rank it by the formula, and append it."""
         self.put_so_far += 1
-        start = max(self.virtual[new.tier], self.finishes.get((new.tier, new.client), 0.0))
-        self.finishes[new.tier, new.client] = start + new.cost
+        client = (new.tier, new.client)
+        waiting = [kept.ticket for kept in self.line() if (kept.ticket.tier, kept.ticket.client) == client]
+        finishes = [mine.start + mine.cost for mine in waiting]
+        start = max(self.virtual[new.tier], self.claimed.get(client, 0.0), *finishes)
         self.tickets.append(Kept(replace(new, start=start, number=self.put_so_far), request))
         self.add(new, accepted=1)
         self.arrivals.append((int(now // 60), new.tier, new.route))
@@ -112,9 +114,15 @@ class Model:
                     kept.ticket, state=State.PROCESSING, attempt=kept.ticket.attempt + 1, started_at=now
                 )
                 kept.lease_until = now + lease
-                self.virtual[kept.ticket.tier] = max(self.virtual[kept.ticket.tier], kept.ticket.start)
+                self.charge(kept.ticket)
                 return kept.ticket
         return None
+
+    def charge(self, run: Ticket) -> None:
+        """Move the virtual time, and remember the finish for good."""
+        self.virtual[run.tier] = max(self.virtual[run.tier], run.start)
+        client = (run.tier, run.client)
+        self.claimed[client] = max(self.claimed.get(client, 0.0), run.start + run.cost)
 
     def finish(self, kept: Kept, state: State, response: bytes | None, now: float, error: str) -> None:
         """End a run."""
@@ -166,8 +174,8 @@ class Model:
             self.gone[kept.ticket.id] = kept.ticket.owner
             self.add(kept.ticket, **{f"pruned_{kept.ticket.state.value}": 1})
         busy = {kept.ticket.tier for kept in self.tickets if not kept.ticket.state.final}
-        for tier, client in [key for key in self.finishes if key[0] not in busy]:
-            del self.finishes[tier, client]
+        for tier, client in [key for key in self.claimed if key[0] not in busy]:
+            del self.claimed[tier, client]
         return len(old)
 
     def ahead(self, kept: Kept) -> dict[str, int]:
@@ -383,7 +391,15 @@ class Walk:
             with pytest.raises(GoneTicket) as gone:
                 self.store.get(ticket_id)
             assert gone.value.owner == owner
+        self.compare_order()
         self.compare_counts()
+
+    def compare_order(self) -> None:
+        """See that the tickets of each client stand in the order in which they came."""
+        numbers: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for kept in self.model.line():
+            numbers[kept.ticket.tier, kept.ticket.client].append(kept.ticket.number)
+        assert all(own == sorted(own) for own in numbers.values())
 
     def compare_counts(self) -> None:
         """Ask both for what is counted."""

@@ -440,6 +440,74 @@ def test_cancelling_what_runs_drops_its_response(store: Store) -> None:
     assert store.statistics(now=3).run_times == {}
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1)])
+def test_tickets_that_are_cancelled_while_they_wait_leave_no_trace(store: Store, order: tuple[int, ...]) -> None:
+    """Catches: a fair share that is charged at the submission, so that changing one's mind costs a place."""
+    put(store, "ann", cost=7)
+    claim(store)
+    put(store, "bob", cost=4)
+    for client, start in (("ann", 7.0), ("bob", 4.0), ("new", 0.0)):
+        mine = [put(store, client, cost=cost).id for cost in (30, 1, 20, 5)]
+        for chosen in order:
+            store.cancel(mine[chosen], now=1)
+        assert put(store, client).start == start
+
+
+def test_a_ticket_cancelled_in_the_middle_moves_none_of_the_others(store: Store) -> None:
+    """Catches: a cancellation that takes its cost off the client's last finish, and ranks the next before its own."""
+    first, middle, last = (put(store, "ann", cost=cost) for cost in (10, 50, 20))
+    store.cancel(middle.id, now=1)
+    assert store.get(last.id) == last
+    new = put(store, "ann", cost=5)
+    assert new.start == 80.0
+    store.cancel(last.id, now=1)
+    store.cancel(new.id, now=1)
+    again = put(store, "ann")
+    assert again.start == 10.0
+    assert claim_all(store) == [first.id, again.id]
+
+
+@pytest.mark.parametrize("ending", ["completed", "failed", "cancelled", "given back"])
+def test_what_was_claimed_stays_charged(store: Store, ending: str) -> None:
+    """Catches: a run whose charge is escaped by putting and cancelling another ticket, or by cancelling itself."""
+    put(store, "ann", cost=40)
+    put(store, "bob")
+    run = claim(store)
+    if ending == "given back":
+        store.release(run.id, 1, now=1)
+        store.cancel(run.id, now=1)
+    else:
+        if ending == "cancelled":
+            store.cancel(run.id, now=1)
+        store.finish(run.id, 1, State.FAILED if ending == "failed" else State.COMPLETED, None, now=1)
+    store.cancel(put(store, "ann", cost=3).id, now=2)
+    store.prune(before=0, now=2)
+    assert put(store, "ann").start == 40.0
+
+
+def test_the_charge_is_that_of_the_last_however_the_routes_are_claimed(store: Store) -> None:
+    """Catches: a claim of an earlier ticket that lowers what the client was charged for a later one."""
+    put(store, "ann", route="image")
+    put(store, "ann", route="video")
+    put(store, "bob", route="text", cost=1)
+    claim(store, routes=("video",))
+    claim(store, routes=("image",))
+    store.prune(before=0, now=1)
+    assert put(store, "ann").start == 20.0
+    assert put(store, "bob").start == 10.0
+
+
+def test_clients_are_charged_by_their_whole_name_and_tier(store: Store) -> None:
+    """Catches: a look-up of a client's queued tickets that finds those of its neighbour."""
+    for client, tier in (("ann", "donor"), ("ann\0", "donor"), ("anna", "donor"), ("ann", "anonymous")):
+        put(store, client, tier=tier, cost=60)
+    assert put(store, "an").start == 0.0
+    assert put(store, "ann ").start == 0.0
+    assert put(store, "annb").start == 0.0
+    assert put(store, "ann", tier="registered").start == 0.0
+    assert put(store, "ann").start == 60.0
+
+
 @pytest.mark.parametrize("leaving", ["release", "crash", "last crash"])
 def test_a_cancellation_that_was_asked_for_holds_when_the_worker_leaves(store: Store, leaving: str) -> None:
     """Catches: a cancelled ticket that is run again, or that fails."""

@@ -273,16 +273,19 @@ def test_the_columns_are_the_fields(store: SQLiteStore) -> None:
     assert columns("tallies")[5:] == [field.name for field in fields(Tally)]
 
 
-@pytest.mark.parametrize("statement", ["first", "ahead", "expired", "past_retention", "running", "get"])
+@pytest.mark.parametrize("statement", ["rank", "first", "ahead", "expired", "past_retention", "running", "get"])
 def test_no_statement_reads_the_whole_line(store: SQLiteStore, statement: str) -> None:
     """Catches: an index that does not fit, so that a step takes longer the more tickets wait."""
-    names = ("line", "routes", "id", "total", "now", "before", "batch")
+    names = ("line", "tier", "client", "routes", "id", "total", "now", "before", "batch")
     plan = store._connections.query(f"EXPLAIN QUERY PLAN {SQL[statement]}", dict.fromkeys(names, "[]"))
     about_tickets = [row[-1] for row in plan if "tickets" in row[-1] or "head" in row[-1]]
     assert about_tickets
     assert all(step.startswith("SEARCH") for step in about_tickets), about_tickets
     if statement == "ahead":
         assert any("COVERING INDEX queued" in step and "start<" in step for step in about_tickets)
+    if statement == "rank":
+        assert about_tickets == ["SEARCH tickets USING INDEX own (line=? AND tier=? AND client=?)"]
+        assert not any("TEMP B-TREE" in row[-1] for row in plan)
 
 
 def test_health_says_which_sqlite_this_is(store: SQLiteStore, path: Path) -> None:

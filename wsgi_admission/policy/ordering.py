@@ -12,26 +12,21 @@ their run times, so they stay in their order, and somebody who comes with one ti
 being served now, not behind the thousand of somebody else.  When every client has one ticket all starts are
 V or equal, and the number makes it first in, first out.  Because the rank never changes, any store can order
 by it, and a position is a count.
+
+The last finish of a client is the largest among its queued tickets and those that were ever claimed.  So a
+ticket that is cancelled before it is claimed leaves no trace once no own ticket stands behind it, one that was
+claimed stays charged whatever becomes of it, and no newcomer is ranked before an own ticket that waits or may
+return to the line.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
 
-
-class Place(NamedTuple):
-    """A rank (``start``) and the client's new last finish, both in seconds of virtual time."""
-
-    start: float
-    finish: float
-
-
-def place(virtual_time: float, last_finish: float | None, cost: float) -> Place:
-    """Rank one more ticket of a client.
+def place(virtual_time: float, last_finish: float) -> float:
+    """Return the rank (``start``) of one more ticket of a client, in seconds of virtual time.
 
     :param virtual_time: the rank of the last ticket of the tier that was started; 0 before the first.
-    :param last_finish: the finish of the client's ticket before, or None if it has none.
-    :param cost: the ticket's expected run time in seconds, above 0.
+    :param last_finish: the largest finish of the client's queued tickets and of those that were ever claimed; 0 if
+        it has none.
     """
-    start = virtual_time if last_finish is None else max(virtual_time, last_finish)
-    return Place(start, start + cost)
+    return max(virtual_time, last_finish)

@@ -146,7 +146,8 @@ class Store(abc.ABC):
         The ticket is the worker's until ``now + lease`` seconds.  The worker must call `finish` or `release`
         before then, or `renew` to keep it; after that `requeue_expired` may give the ticket to somebody
         else, and the late `finish` raises `LeaseLost`.  The attempt is counted up, ``started_at`` becomes
-        ``now``, and the tier's virtual time moves to the ticket's rank if that is later.
+        ``now``, the tier's virtual time moves to the ticket's rank if that is later, and the client is charged for it
+        whatever becomes of it.
         """
 
     @abc.abstractmethod
@@ -189,7 +190,8 @@ class Store(abc.ABC):
     def cancel(self, ticket_id: str, *, now: float, reason: str = "") -> Ticket:
         """Cancel a queued ticket, or ask for the cancellation of one in processing; return it as it is then.
 
-        Raises `FinalTicket` (also for one already cancelled), `UnknownTicket` and `GoneTicket`.  Asking
+        What was never claimed no longer counts against the client's fair share; the tickets that wait keep their
+        ranks.  Raises `FinalTicket` (also for one already cancelled), `UnknownTicket` and `GoneTicket`.  Asking
         twice while it is processing is no error.
         """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import threading
 from collections import defaultdict
@@ -47,11 +48,14 @@ class MemoryStore(Store):
         self._running: dict[str, _Entry] = {}
         # For each route the queued tickets, as (tier_rank, start, number, id).
         self._lines: dict[str, SortedList] = defaultdict(SortedList)
+        # All queued tickets, as (tier, client, start, number, finish).
+        self._own = SortedList()
         # The final tickets, as (completed_at, id).
         self._finished = SortedList()
         self._gone: dict[str, tuple[str, float]] = {}
         self._number = 0
         self._virtual_times: dict[str, float] = {}
+        # (tier, client) -> the last finish of those of its tickets that were ever claimed.
         self._finishes: dict[tuple[str, str], float] = {}
         self._ledger = Ledger()
         self._version = 0
@@ -62,9 +66,7 @@ class MemoryStore(Store):
         with self._lock:
             if ticket.id in self._entries:
                 raise StoreError(f"There is a ticket {ticket.id} already.")
-            client = (ticket.tier, ticket.client)
-            start, finish = place(self._virtual_times.get(ticket.tier, 0.0), self._finishes.get(client), ticket.cost)
-            self._finishes[client] = finish
+            start = place(self._virtual_times.get(ticket.tier, 0.0), self._last_finish(ticket.tier, ticket.client))
             self._number += 1
             ticket = replace(ticket, state=State.QUEUED, start=start, number=self._number)
             entry = self._entries[ticket.id] = _Entry(ticket, recorded)
@@ -80,9 +82,8 @@ class MemoryStore(Store):
             entry = self._entries[first[-1]]
             before, entry.ticket = entry.ticket, moves.claimed(entry.ticket, now=now)
             entry.lease_until = now + lease
-            tier, start = before.tier, before.start
-            self._virtual_times[tier] = max(self._virtual_times.get(tier, 0.0), start)
             self._move(entry, before, now)
+            self._charge(before)
             return entry.ticket
 
     def renew(self, claims: Collection[tuple[str, int]], *, now: float, lease: float) -> set[tuple[str, int]]:
@@ -212,7 +213,7 @@ class MemoryStore(Store):
             passed = (
                 key
                 for key, finish in self._finishes.items()
-                if key[0] not in busy or finish <= self._virtual_times.get(key[0], float("-inf"))
+                if key[0] not in busy or finish <= self._virtual_times[key[0]]
             )
             drop(self._finishes, passed)
             self._version += bool(removed)
@@ -246,15 +247,26 @@ class MemoryStore(Store):
             raise LeaseLost(ticket_id, attempt)
         return entry
 
+    def _last_finish(self, tier: str, client: str) -> float:
+        queued = self._own.irange((tier, client), (tier, client, math.inf), reverse=True)
+        return max(self._finishes.get((tier, client), 0.0), next((key[-1] for key in queued), 0.0))
+
+    def _charge(self, claimed: Ticket) -> None:
+        tier, client, start, _, finish = _own_key(claimed)
+        self._virtual_times[tier] = max(self._virtual_times.get(tier, 0.0), start)
+        self._finishes[tier, client] = max(self._finishes.get((tier, client), 0.0), finish)
+
     def _move(self, entry: _Entry, before: Ticket | None, now: float) -> None:
         """Put a ticket that has changed where it belongs now, and count it."""
         after = entry.ticket
         if before is not None and before.state is State.QUEUED:
             self._lines[before.route].remove(_key(before))
+            self._own.remove(_own_key(before))
         elif before is not None:
             del self._running[before.id]
         if after.state is State.QUEUED:
             self._lines[after.route].add(_key(after))
+            self._own.add(_own_key(after))
         elif after.state is State.PROCESSING:
             self._running[after.id] = entry
         else:
@@ -266,6 +278,10 @@ class MemoryStore(Store):
 
 def _key(ticket: Ticket) -> tuple[int, float, int, str]:
     return (ticket.tier_rank, ticket.start, ticket.number, ticket.id)
+
+
+def _own_key(ticket: Ticket) -> tuple[str, str, float, int, float]:
+    return (ticket.tier, ticket.client, ticket.start, ticket.number, ticket.start + ticket.cost)
 
 
 def _recording(head: str, body: bytes) -> Recording:

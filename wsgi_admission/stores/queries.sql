@@ -2,12 +2,19 @@
 
 -- name: rank
 SELECT
-    (SELECT time FROM virtual_times WHERE line = :line AND tier = :tier),
-    (SELECT finish FROM client_finishes WHERE line = :line AND tier = :tier AND client = :client);
+    COALESCE((SELECT time FROM virtual_times WHERE line = :line AND tier = :tier), 0.0),
+    MAX(
+        COALESCE((SELECT finish FROM client_finishes WHERE line = :line AND tier = :tier AND client = :client), 0.0),
+        COALESCE((
+            SELECT start + cost FROM tickets
+            WHERE line = :line AND tier = :tier AND client = :client AND state = 'queued'
+            ORDER BY start DESC, number DESC LIMIT 1
+        ), 0.0)
+    );
 
--- name: set_finish
-INSERT INTO client_finishes (line, tier, client, finish) VALUES (:line, :tier, :client, :finish)
-ON CONFLICT (line, tier, client) DO UPDATE SET finish = excluded.finish;
+-- name: charge
+INSERT INTO client_finishes (line, tier, client, finish) VALUES (:line, :tier, :client, :start + :cost)
+ON CONFLICT (line, tier, client) DO UPDATE SET finish = excluded.finish WHERE excluded.finish > finish;
 
 -- name: move_virtual_time
 INSERT INTO virtual_times (line, tier, time) VALUES (:line, :tier, :start)

@@ -92,21 +92,19 @@ def add(
     stored: Stored,
     *,
     start: float,
-    finish: float,
     now: float,
 ) -> int:
     """Insert a new ticket with its request; return its number.
 
-    :param start: its rank, and ``finish`` its client's new last finish.
+    :param start: its rank.
     :raises StoreError: when the id is taken.
     """
-    row = {**vars(ticket), "state": State.QUEUED.value, "start": start, "line": line, "finish": finish}
+    row = {**vars(ticket), "state": State.QUEUED.value, "start": start, "line": line}
     try:
         number = connection.execute(SQL["put_ticket"], row).lastrowid
     except sqlite3.IntegrityError as error:
         raise StoreError(f"A ticket {ticket.id} cannot be added: {error}.") from error
     assert number is not None  # noqa: S101 - an INSERT that did not raise has one
-    connection.execute(SQL["set_finish"], row)
     keep(connection, "put_request", number, stored)
     _count(connection, line, ticket, moves.delta(None, ticket), now)
     return number
@@ -134,6 +132,13 @@ def move(
     if change:
         _count(connection, line, after, change, now)
     return erase(connection, "request", after.number) if after.state.final else []
+
+
+def charge(connection: sqlite3.Connection, line: str, claimed: Ticket) -> None:
+    """Move the tier's virtual time to a claimed ticket, and its client's finish, if that is later."""
+    row = {"line": line, **vars(claimed)}
+    connection.execute(SQL["move_virtual_time"], row)
+    connection.execute(SQL["charge"], row)
 
 
 def keep(connection: sqlite3.Connection, statement: str, number: int, stored: Stored) -> None:

@@ -33,6 +33,8 @@ CREATE TABLE tickets (
 -- many of another route stand before it; the few routes are then compared with each other.  The state stands in it
 -- so that counting needs nothing but the index.
 CREATE INDEX queued ON tickets (line, route, tier_rank, start, number, state) WHERE state = 'queued';
+-- The queued tickets of one client.
+CREATE INDEX own ON tickets (line, tier, client, start, number) WHERE state = 'queued';
 CREATE INDEX leases ON tickets (line, lease_until) WHERE state = 'processing';
 CREATE INDEX finished ON tickets (line, completed_at) WHERE completed_at IS NOT NULL;
 
@@ -64,7 +66,8 @@ CREATE TABLE tallies (
     PRIMARY KEY (line, minute, tier_rank, tier, route)
 ) WITHOUT ROWID;
 
--- What a rank is made of: see policy/ordering.py.
+-- What a rank is made of, beside the client's queued tickets: see policy/ordering.py.  A client's finish is the last
+-- of those of its tickets that were ever claimed.
 CREATE TABLE virtual_times (line TEXT NOT NULL, tier TEXT NOT NULL, time REAL NOT NULL, PRIMARY KEY (line, tier))
 WITHOUT ROWID;
 CREATE TABLE client_finishes (

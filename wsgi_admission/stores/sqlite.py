@@ -66,12 +66,11 @@ class SQLiteStore(Store):
         self._checkpointer = Checkpointer(self._connections)
 
     def put(self, ticket: Ticket, request: Recording, *, now: float) -> Ticket:
-        """Insert the ticket, its request and its client's new last finish."""
+        """Rank the ticket and insert it with its request."""
         where = {"line": self._line, "tier": ticket.tier, "client": ticket.client}
         with self._bodies.stored(request) as stored, self._connections.writing() as connection:
-            virtual_time, last_finish = connection.execute(SQL["rank"], where).fetchone()
-            start, finish = place(virtual_time or 0.0, last_finish, ticket.cost)
-            number = rows.add(connection, self._line, ticket, stored, start=start, finish=finish, now=now)
+            start = place(*connection.execute(SQL["rank"], where).fetchone())
+            number = rows.add(connection, self._line, ticket, stored, start=start, now=now)
         return replace(ticket, state=State.QUEUED, start=start, number=number)
 
     def claim(self, worker: str, *, now: float, lease: float, routes: Collection[str]) -> Ticket | None:
@@ -84,8 +83,7 @@ class SQLiteStore(Store):
             before = rows.ticket_of(row)
             after = moves.claimed(before, now=now)
             rows.move(connection, self._line, before, after, now=now, worker=worker, until=now + lease)
-            tier = {"line": self._line, "tier": after.tier, "start": after.start}
-            connection.execute(SQL["move_virtual_time"], tier)
+            rows.charge(connection, self._line, after)
         return after
 
     def renew(self, claims: Collection[tuple[str, int]], *, now: float, lease: float) -> set[tuple[str, int]]:
