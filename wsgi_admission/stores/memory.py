@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import threading
-from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -13,7 +11,6 @@ from io import BytesIO
 from sortedcontainers import SortedList
 
 from wsgi_admission.errors import GoneTicket, LeaseLost, StoreError, UnknownTicket
-from wsgi_admission.policy.ordering import place
 from wsgi_admission.replay import Recording
 from wsgi_admission.stores import (
     REMEMBER_GONE,
@@ -26,6 +23,7 @@ from wsgi_admission.stores import (
     moves,
 )
 from wsgi_admission.stores.ledger import Ledger, drop
+from wsgi_admission.stores.order import Order
 from wsgi_admission.ticket import State, Ticket
 
 
@@ -46,17 +44,10 @@ class MemoryStore(Store):
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}
         self._running: dict[str, _Entry] = {}
-        # For each route the queued tickets, as (tier_rank, start, number, id).
-        self._lines: dict[str, SortedList] = defaultdict(SortedList)
-        # All queued tickets, as (tier, client, start, number, finish).
-        self._own = SortedList()
+        self._order = Order()
         # The final tickets, as (completed_at, id).
         self._finished = SortedList()
         self._gone: dict[str, tuple[str, float]] = {}
-        self._number = 0
-        self._virtual_times: dict[str, float] = {}
-        # (tier, client) -> the last finish of those of its tickets that were ever claimed.
-        self._finishes: dict[tuple[str, str], float] = {}
         self._ledger = Ledger()
         self._version = 0
 
@@ -66,9 +57,7 @@ class MemoryStore(Store):
         with self._lock:
             if ticket.id in self._entries:
                 raise StoreError(f"There is a ticket {ticket.id} already.")
-            start = place(self._virtual_times.get(ticket.tier, 0.0), self._last_finish(ticket.tier, ticket.client))
-            self._number += 1
-            ticket = replace(ticket, state=State.QUEUED, start=start, number=self._number)
+            ticket = replace(self._order.rank(ticket), state=State.QUEUED)
             entry = self._entries[ticket.id] = _Entry(ticket, recorded)
             self._move(entry, None, now)
             return ticket
@@ -76,14 +65,14 @@ class MemoryStore(Store):
     def claim(self, worker: str, *, now: float, lease: float, routes: Collection[str]) -> Ticket | None:  # noqa: ARG002 - nobody asks a store of one process who
         """Take the best of the first tickets of the routes."""
         with self._lock:
-            first = min((self._lines[route][0] for route in routes if self._lines.get(route)), default=None)
+            first = self._order.first(routes)
             if first is None:
                 return None
-            entry = self._entries[first[-1]]
+            entry = self._entries[first]
             before, entry.ticket = entry.ticket, moves.claimed(entry.ticket, now=now)
             entry.lease_until = now + lease
             self._move(entry, before, now)
-            self._charge(before)
+            self._order.charge(before)
             return entry.ticket
 
     def renew(self, claims: Collection[tuple[str, int]], *, now: float, lease: float) -> set[tuple[str, int]]:
@@ -164,13 +153,10 @@ class MemoryStore(Store):
             return None if response is None else _recording(*response)
 
     def ahead(self, ticket_id: str) -> Mapping[str, int]:
-        """Look up where the ticket's rank would stand in the line of each route."""
+        """Look up where the ticket stands."""
         with self._lock:
             ticket = self._entry(ticket_id).ticket
-            if ticket.state is not State.QUEUED:
-                return {}
-            mine = _key(ticket)
-            return {route: before for route, line in self._lines.items() if (before := line.bisect_left(mine))}
+            return self._order.ahead(ticket) if ticket.state is State.QUEUED else {}
 
     def counts(self) -> Counts:
         """Return the same mapping until something is counted."""
@@ -209,13 +195,8 @@ class MemoryStore(Store):
                 self._finished.remove(key)
             drop(self._gone, (key for key, (_, at) in self._gone.items() if at < now - REMEMBER_GONE))
             self._ledger.prune(now=now)
-            busy = {tier for (tier, _), tally in self._ledger.counts().items() if tally.queued or tally.processing}
-            passed = (
-                key
-                for key, finish in self._finishes.items()
-                if key[0] not in busy or finish <= self._virtual_times[key[0]]
-            )
-            drop(self._finishes, passed)
+            tallies = self._ledger.counts().items()
+            self._order.prune({tier for (tier, _), tally in tallies if tally.queued or tally.processing})
             self._version += bool(removed)
             return len(removed)
 
@@ -247,26 +228,15 @@ class MemoryStore(Store):
             raise LeaseLost(ticket_id, attempt)
         return entry
 
-    def _last_finish(self, tier: str, client: str) -> float:
-        queued = self._own.irange((tier, client), (tier, client, math.inf), reverse=True)
-        return max(self._finishes.get((tier, client), 0.0), next((key[-1] for key in queued), 0.0))
-
-    def _charge(self, claimed: Ticket) -> None:
-        tier, client, start, _, finish = _own_key(claimed)
-        self._virtual_times[tier] = max(self._virtual_times.get(tier, 0.0), start)
-        self._finishes[tier, client] = max(self._finishes.get((tier, client), 0.0), finish)
-
     def _move(self, entry: _Entry, before: Ticket | None, now: float) -> None:
         """Put a ticket that has changed where it belongs now, and count it."""
         after = entry.ticket
         if before is not None and before.state is State.QUEUED:
-            self._lines[before.route].remove(_key(before))
-            self._own.remove(_own_key(before))
+            self._order.remove(before)
         elif before is not None:
             del self._running[before.id]
         if after.state is State.QUEUED:
-            self._lines[after.route].add(_key(after))
-            self._own.add(_own_key(after))
+            self._order.add(after)
         elif after.state is State.PROCESSING:
             self._running[after.id] = entry
         else:
@@ -274,14 +244,6 @@ class MemoryStore(Store):
             self._finished.add((after.completed_at, after.id))
         self._ledger.count(before, after, now=now)
         self._version += 1
-
-
-def _key(ticket: Ticket) -> tuple[int, float, int, str]:
-    return (ticket.tier_rank, ticket.start, ticket.number, ticket.id)
-
-
-def _own_key(ticket: Ticket) -> tuple[str, str, float, int, float]:
-    return (ticket.tier, ticket.client, ticket.start, ticket.number, ticket.start + ticket.cost)
 
 
 def _recording(head: str, body: bytes) -> Recording:
