@@ -265,6 +265,14 @@ def test_a_declared_default_tier_keeps_its_priority(load: Load) -> None:
     )
 
 
+def test_methods_of_extensions_are_taken(load: Load) -> None:
+    """Catches: a method of WebDAV, or of the site's own, taken for a typing error."""
+    names = "MKCALENDAR VERSION-CONTROL QUERY SEARCH REPORT ORDERPATCH UNLINK PURGE RENDER"
+    config = load(f"[route:a]\npath = /x\nmethods = {names}\n")
+
+    assert config.routes[0].methods == set(names.split())
+
+
 def test_the_same_path_may_belong_to_two_routes_that_take_different_methods(load: Load) -> None:
     """Catches: a conflict that looks at the paths alone."""
     config = load("[route:a]\npath = /x\nmethods = GET\n[route:b]\npath = /x\n")
@@ -514,6 +522,10 @@ def test_a_problem_of_a_section(load: Load, text: str, expected: str) -> None:
         ("route:y", "path = /y\nmethods = options", "is never queued"),
         ("route:y", "path = /y\nmethods = CONNECT, HEAD",
             "'CONNECT': is never queued; 'HEAD': is covered by GET; leave it out"),
+        ("route:y", "path = /y\nmethods = PSOT", "is no known request method; did you mean 'POST'?"),
+        ("route:y", "path = /y\nmethods = GTE, POST, propfnd",
+            ("'GTE': is no known request method; did you mean 'GET'?; "
+            "'PROPFND': is no known request method; did you mean 'PROPFIND'?")),
         ("route:y", "path = /y\nmethods =", "must not be empty"),
         ("route:y", "path = /y\nexpected_time = 0s", "must be above 0"),
         ("route:y", "path = /y\nmax_body = -1", "must be 0 or more"),

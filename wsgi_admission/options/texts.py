@@ -16,6 +16,13 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 - a pattern, not a password
 #: The least that cannot be guessed.
 SECRET_LENGTH = 16
+#: Request methods that a misspelt one was probably meant to be: RFC 9110, RFC 5789 and WebDAV (RFC 4918).
+_METHODS = (
+    *("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"),
+    *("PROPFIND", "PROPPATCH", "MKCOL", "COPY", "MOVE", "LOCK", "UNLOCK"),
+)
+#: Registered ones (IANA) that look like one of those and are not meant to be.
+_ALIKE = ("REPORT", "ORDERPATCH", "UNLINK")
 _HOST = r"(?:[0-9A-Za-z_.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
 _LOGIN = r"(?:[^@/\s]*@)?"
 _TCP = (rf"{_LOGIN}{_HOST}(?:/[0-9]*)?(?:\?\S*)?", "SCHEME://HOST:PORT/DB")
@@ -207,7 +214,7 @@ def networks() -> Kind[tuple[Network, ...]]:
 
 
 def request_methods() -> Kind[frozenset[str]]:
-    """Return the kind of request methods that can be queued."""
+    """Return the kind of request methods that can be queued.  One that is not known is an extension, or misspelt."""
 
     def check(value: str) -> None:
         if not re.fullmatch(TOKEN, value):
@@ -218,6 +225,8 @@ def request_methods() -> Kind[frozenset[str]]:
             raise ValueError("is never queued")
         if value == "HEAD":
             raise ValueError("is covered by GET; leave it out")
+        if value not in _METHODS + _ALIKE and (meant := closest(value, map(str.lower, _METHODS))):
+            raise ValueError(f"is no known request method; did you mean {meant.upper()!r}?")
 
     item = Kind(expected="", read=str.upper, check=check)
     expected = "request methods, such as GET, POST"
