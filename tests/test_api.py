@@ -158,6 +158,22 @@ def test_a_status_that_has_not_changed_is_not_sent_again() -> None:
     assert desk.ask("status", ticket, HTTP_IF_NONE_MATCH=tag).status == "200 OK"
 
 
+def test_the_tag_of_a_failed_ticket_stays_whatever_the_advice_says() -> None:
+    """Catches: an ETag that changes with the jitter of the advice, or that the body does not come with."""
+    desk = Desk()
+    desk.put()
+    claimed = desk.claim()
+    desk.store.finish(claimed.id, claimed.attempt, State.FAILED, None, now=desk.now, error="It broke.")
+    first = desk.ask("status", claimed)
+    desk.now += 60
+    desk.load = Load(value=0.1, above="", readings={}, failed={}, memory_above=False)
+    again = desk.ask("status", claimed)
+    assert first.json()["retry_suggestion"] != again.json()["retry_suggestion"]
+    tag = first.header("ETag") or "none"
+    assert again.header("ETag") == tag
+    assert desk.ask("status", claimed, HTTP_IF_NONE_MATCH=tag).status == "304 Not Modified"
+
+
 def test_a_result_is_pending_then_final_and_can_be_read_again() -> None:
     """Catches: a result that is gone after the first read; an answer of ours mistaken for the app's."""
     desk = Desk()
