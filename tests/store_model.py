@@ -132,7 +132,7 @@ class Model:
         self.end(kept, state, now, error)
         kept.response = response
         seconds = now - (kept.ticket.started_at or 0.0)
-        self.add(kept.ticket, run_seconds=seconds)
+        self.add(kept.ticket, ran=1, run_seconds=seconds)
         if state is State.COMPLETED:
             self.run_times[kept.ticket.route].append(seconds)
 
@@ -197,7 +197,7 @@ class Model:
                 state: states.count(State(state)) + int(sums[f"pruned_{state}"])
                 for state in ("completed", "failed", "cancelled")
             }
-            others = ("accepted", "started", "crashed", "passed", "shadowed")
+            others = ("accepted", "started", "crashed", "ran", "passed", "shadowed")
             found[key] = Tally(
                 queued=states.count(State.QUEUED),
                 processing=states.count(State.PROCESSING),

@@ -380,6 +380,23 @@ def test_metrics_add_up() -> None:
     }
 
 
+def test_a_run_that_its_worker_never_ended_is_no_part_of_the_average() -> None:
+    """Catches: an average lowered by tickets whose run times nobody knows."""
+    desk = Desk()
+    desk.put()
+    desk.put()
+    first, _ = desk.claim(), desk.claim()
+    desk.now += 8
+    desk.answer(first)
+    for _ in range(2):  # the other one dies with its worker as often as it may
+        desk.now += 100
+        desk.store.requeue_expired(now=desk.now)
+        desk.store.claim("worker", now=desk.now, lease=30, routes={"image"})
+    figures = call(desk.api, "/api/queue/metrics").json()
+    assert (figures["completed_requests"], figures["failed_requests"]) == (1, 1)
+    assert figures["average_processing_time"] == 8.0
+
+
 def test_the_load_is_part_of_the_advice() -> None:
     """Catches: advice that ignores the load."""
     desk = Desk()

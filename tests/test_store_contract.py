@@ -652,6 +652,7 @@ def test_the_tally_tells_what_became_of_the_tickets(store: Store) -> None:
             failed=2,
             cancelled=1,
             crashed=1,
+            ran=2,
             wait_seconds=10 + 9 + 8 + (201 - 3),
             run_seconds=4 + 1,
         )
@@ -914,7 +915,7 @@ def test_threads_never_claim_the_same_ticket(store: Store) -> None:
     finally:
         sys.setswitchinterval(interval)
     assert len(claimed) == len(set(claimed)) == 200
-    assert store.counts()["donor", "image"] == Tally(accepted=200, started=200, completed=200, run_seconds=200)
+    assert store.counts()["donor", "image"] == Tally(accepted=200, started=200, completed=200, ran=200, run_seconds=200)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -88,7 +88,7 @@ def test_processes_put_and_run_side_by_side(pool: Pool, path: Path) -> None:
     with closing(SQLiteStore(path)) as store:
         total = 50 * PROCESSES
         assert store.counts()["donor", "image"] == Tally(
-            accepted=total, started=total, completed=total, run_seconds=total
+            accepted=total, started=total, completed=total, ran=total, run_seconds=total
         )
         assert len(list(path.with_name("line.db.bodies").iterdir())) == 5 * PROCESSES
     assert_sound(path)

@@ -30,8 +30,9 @@ class Tally:
     :param accepted: tickets put into the line.
     :param started: tickets that were claimed for the first time.
     :param crashed: attempts that ended with the death of their worker.
+    :param ran: attempts that came to their end, as ``completed`` or ``failed``.
     :param wait_seconds: time from submission to the first start, over ``started`` tickets.
-    :param run_seconds: time from start to end, over ``completed`` and ``failed`` tickets that ran to their end.
+    :param run_seconds: time from start to end, over those that ``ran``.
     :param passed: matching requests that ran at once, without a ticket.
     :param shadowed: those of ``passed`` that would have been queued, had the mode not been ``shadow``.
     """
@@ -44,6 +45,7 @@ class Tally:
     failed: int = 0
     cancelled: int = 0
     crashed: int = 0
+    ran: int = 0
     wait_seconds: float = 0.0
     run_seconds: float = 0.0
     passed: int = 0

@@ -71,6 +71,7 @@ def delta(before: Ticket | None, after: Ticket) -> dict[str, float]:
         if after.crashes > before.crashes:
             change["crashed"] = 1
         elif after.state in {State.COMPLETED, State.FAILED}:
+            change["ran"] = 1
             change["run_seconds"] = run_seconds(after)
         if before.state is after.state:
             return change

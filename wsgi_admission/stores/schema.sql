@@ -59,6 +59,7 @@ CREATE TABLE tallies (
     failed INTEGER NOT NULL,
     cancelled INTEGER NOT NULL,
     crashed INTEGER NOT NULL,
+    ran INTEGER NOT NULL,
     wait_seconds REAL NOT NULL,
     run_seconds REAL NOT NULL,
     passed INTEGER NOT NULL,
@@ -104,4 +105,4 @@ WITHOUT ROWID;
 CREATE INDEX gone_at ON gone (line, at);
 
 PRAGMA application_id = 1463895121;           -- "WADQ"
-PRAGMA user_version = 1;
+PRAGMA user_version = 2;

@@ -21,14 +21,14 @@ DEGRADED = (0.9, 100)
 def summary(store: Store, config: Config, load: Load, *, now: float) -> dict[str, Any]:
     """Return the counts and averages of the whole line.
 
-    Times are in seconds, averaged over all tickets since the store began; the throughput is tickets ended per
-    minute over the last `RATE_MINUTES` minutes.  ``total_requests`` counts every matching request, also those
-    that ran at once.
+    Times are in seconds, averaged since the store began over the tickets that were started, and over the runs that
+    came to their end.  The throughput is tickets ended per minute over the last `RATE_MINUTES` minutes.
+    ``total_requests`` counts every matching request, also those that ran at once.
     """
     counts = store.counts()
     tallies = counts.values()
     started = sum(tally.started for tally in tallies)
-    ended = sum(tally.completed + tally.failed for tally in tallies)
+    ran = sum(tally.ran for tally in tallies)
     lengths = {"high_priority": 0, "medium_priority": 0, "low_priority": 0}
     priorities = {tier.name: tier.priority for tier in config.tiers.order}
     for (tier, _), tally in counts.items():
@@ -43,7 +43,7 @@ def summary(store: Store, config: Config, load: Load, *, now: float) -> dict[str
         "passed_requests": sum(tally.passed for tally in tallies),
         "shadowed_requests": sum(tally.shadowed for tally in tallies),
         "average_wait_time": round(sum(tally.wait_seconds for tally in tallies) / started, 3) if started else 0.0,
-        "average_processing_time": round(sum(tally.run_seconds for tally in tallies) / ended, 3) if ended else 0.0,
+        "average_processing_time": round(sum(tally.run_seconds for tally in tallies) / ran, 3) if ran else 0.0,
         "queue_throughput": round(store.statistics(now=now).completions / RATE_MINUTES, 3),
         "server_load": round(load.value, 4),
         "queue_lengths": lengths,
