@@ -490,6 +490,8 @@ def test_a_problem_of_a_section(load: Load, text: str, expected: str) -> None:
         ("store", "url = sqlite:///", "must look like sqlite:///RELATIVE or sqlite:////ABSOLUTE"),
         ("store", "url = sqlite:///:memory:", "must look like sqlite:///RELATIVE or sqlite:////ABSOLUTE"),
         ("store", "url = sqlite:///var/", "must look like sqlite:///RELATIVE or sqlite:////ABSOLUTE"),
+        ("store", "url = sqlite:///x.db?mode=ro", "must be a path without '?' and '#': there are no parameters"),
+        ("store", "url = sqlite:////srv/x.db#f", "must be a path without '?' and '#': there are no parameters"),
         ("store", "url = memory://x", "must look like memory://"),
         ("store", "url = redis://", "must look like redis://HOST:PORT/DB"),
         ("store", "url = valkey://host/one", "must look like valkey://HOST:PORT/DB"),

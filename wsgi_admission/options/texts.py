@@ -138,6 +138,8 @@ def store_url() -> Kind[str]:
         expression, shape = store
         if not re.fullmatch(expression, rest):
             raise ValueError(f"must look like {shape.replace('SCHEME', scheme)}")
+        if scheme == "sqlite" and re.search("[?#]", rest):
+            raise ValueError("must be a path without '?' and '#': there are no parameters")
 
     return string(
         "memory://, sqlite:///RELATIVE or sqlite:////ABSOLUTE",

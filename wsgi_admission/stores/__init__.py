@@ -16,6 +16,7 @@ from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, field
 
 from wsgi_admission.errors import ConfigError
+from wsgi_admission.options.texts import store_url
 from wsgi_admission.replay import Recording
 from wsgi_admission.ticket import State, Ticket
 
@@ -286,9 +287,10 @@ def open_store(url: str, *, name: str = "main", durability: str = "full") -> Sto
 
 def check_url(url: str) -> None:
     """Raise `ConfigError` if this version has no store for the URL."""
-    kind, separator, path = url.partition("://")
-    if url != "memory://" and (kind != "sqlite" or not path.startswith("/") or len(path) < 2):
-        raise ConfigError(
-            f"[store] url: this version has no store for {kind + separator!r}. "
-            "Expected: memory://, sqlite:///RELATIVE or sqlite:////ABSOLUTE."
-        )
+    kind = store_url()
+    try:
+        kind.check(url)
+        if not url.startswith(("memory:", "sqlite:")):
+            raise ValueError(f"this version has no store for {url.partition('://')[0] + '://'!r}")
+    except ValueError as error:
+        raise ConfigError(f"[store] url = {kind.mask(url)!r}: {error}. Expected: {kind.expected}.") from error
