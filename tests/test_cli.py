@@ -45,7 +45,8 @@ def test_check_refuses_a_store_that_this_version_does_not_have() -> None:
     result = call("check", "a.ini")
     assert result.exit_code == 1
     assert result.stderr == (
-        "[store] url = 'redis://me:********@host/0': this version has no store for 'redis://'. "
+        "a.ini [store] url = 'redis://me:********@host/0': this version has no store for 'redis://'.\n"
+        "  url: where tickets and recordings are kept. "
         "Expected: memory://, sqlite:///RELATIVE or sqlite:////ABSOLUTE.\n"
     )
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -375,7 +374,7 @@ path = /api/queue/three
             "Expected: a percentage, such as 80% or 0.8; a number above 1 is percent."
         ),
         (
-            "a.ini [store] url = 'postgres://x': names no known store.\n"
+            "a.ini [store] url = 'postgres://x': this version has no store for 'postgres://'.\n"
             "  url: where tickets and recordings are kept. "
             "Expected: memory://, sqlite:///RELATIVE or sqlite:////ABSOLUTE."
         ),
@@ -493,9 +492,8 @@ def test_a_problem_of_a_section(load: Load, text: str, expected: str) -> None:
         ("store", "url = sqlite:///x.db?mode=ro", "must be a path without '?' and '#': there are no parameters"),
         ("store", "url = sqlite:////srv/x.db#f", "must be a path without '?' and '#': there are no parameters"),
         ("store", "url = memory://x", "must look like memory://"),
-        ("store", "url = redis://", "must look like redis://HOST:PORT/DB"),
-        ("store", "url = valkey://host/one", "must look like valkey://HOST:PORT/DB"),
-        ("store", "url = redis+unix://", "must look like redis+unix:///SOCKET?db=0"),
+        ("store", "url = redis://host/0", "this version has no store for 'redis://'"),
+        ("store", "url = valkey+unix:///socket", "this version has no store for 'valkey+unix://'"),
         ("store", "url = var/x.db", "names no known store"),
         ("store", "durability = none", "is none of them"),
         ("tiers", "resolver = shop.accounts", "must be module:callable"),
@@ -576,7 +574,7 @@ def test_an_error_does_not_tell_a_password(load: Load, url: str, shown: str) -> 
     """Catches: the password of a store in a log."""
     (problem,) = problems(load, f"{ROUTE}[store]\nurl = {url}\n")
 
-    assert problem.startswith(f"a.ini [store] url = {shown!r}: must look like ")
+    assert problem.startswith(f"a.ini [store] url = {shown!r}: this version has no store for ")
 
 
 def test_a_short_admin_token_is_refused_and_not_told(load: Load) -> None:
@@ -595,11 +593,10 @@ def test_secrets_are_not_in_the_representation() -> None:
     """Catches: the admin token in a traceback or a log of the configuration."""
     config = Config(
         api=Api(admin_token=TOKEN),
-        store=StoreOptions(url="redis://:s3cret@host"),
         routes=(Route(name="x", path=("/x",)),),
     )
 
-    assert not re.search("0123456789|s3cret", repr(config))
+    assert "0123456789" not in repr(config)
 
 
 # The resolver

@@ -201,7 +201,7 @@ def test_memory_and_several_workers_are_refused(tmp_path: Path) -> None:
     """Catches: a line for each process, where any worker must answer for any ticket."""
     ended = start_and_fail(tmp_path, QUEUE_ALL + "[store]\nurl = memory://\n")
     assert ended.returncode == 1
-    assert "[store] url = memory:// is one process's own and gunicorn has 2 workers" in ended.stderr
+    assert "admission.ini [store] url = 'memory://': is one process's own, and gunicorn has 2 workers" in ended.stderr
 
 
 def test_the_asgi_worker_is_refused(tmp_path: Path) -> None:

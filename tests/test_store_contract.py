@@ -929,7 +929,17 @@ def test_any_sequence_of_steps_agrees_with_the_model(store: Store, seed: int) ->
 
 @pytest.mark.parametrize(
     "url",
-    ["", "memory:", "memory://x", "sqlite://", "sqlite:///", "sqlite://x", "sqlite:///x?mode=ro", "sqlite:///x#f", "mysql://x"],
+    [
+        "",
+        "memory:",
+        "memory://x",
+        "sqlite://",
+        "sqlite:///",
+        "sqlite://x",
+        "sqlite:///x?mode=ro",
+        "sqlite:///x#f",
+        "mysql://x",
+    ],
 )
 def test_a_url_of_no_store_is_refused(url: str) -> None:
     """Catches: a misspelt URL that opens something."""

@@ -15,7 +15,6 @@ from wsgi_admission import __version__
 from wsgi_admission.config import SECTIONS, load_with_origins
 from wsgi_admission.errors import ConfigError
 from wsgi_admission.options import Section, options_of
-from wsgi_admission.stores import check_url
 
 #: Columns of what `options` prints.
 WIDTH = 100
@@ -69,7 +68,6 @@ def check(file: str) -> None:
     sys.path.insert(0, os.getcwd())  # noqa: PTH109 - as servers do, so that the same resolver is found
     try:
         config, origins = load_with_origins(file, os.environ)
-        check_url(config.store.url)
     except ConfigError as error:
         for problem in error.problems:
             click.echo(problem, err=True)

@@ -27,7 +27,6 @@ from wsgi_admission.config import Config, load_config
 from wsgi_admission.errors import ConfigError, StoreError
 from wsgi_admission.integrations.leaving import WATCH_INTERVAL, Leaving
 from wsgi_admission.middleware import AdmissionMiddleware
-from wsgi_admission.stores import check_url
 
 log = logging.getLogger("wsgi_admission.gunicorn")
 
@@ -196,17 +195,14 @@ def _load(path: str, server: Any) -> Config:
     """Return the configuration, or raise `ConfigError` for one that cannot work on this server."""
     # The resolver's module belongs to the app: imported here in the master, a reload would not renew it.
     config = load_config(path, import_resolver=False)
-    check_url(config.store.url)
     kind = server.cfg.worker_class_str
     if "asgi" in kind.lower():
         raise ConfigError(
             f"worker class {kind!r} serves ASGI apps: wsgi_admission needs one for WSGI, such as gthread."
         )
     if config.store.url.startswith("memory:") and server.cfg.workers > 1:
-        raise ConfigError(
-            f"[store] url = memory:// is one process's own and gunicorn has {server.cfg.workers} workers:"
-            " use sqlite:///var/admission.db, or one worker."
-        )
+        reason = f"is one process's own, and gunicorn has {server.cfg.workers} workers: take a file, or one worker"
+        raise ConfigError(f"{path} {config.store.problem('url', reason)}")
     return config
 
 

@@ -24,16 +24,11 @@ _METHODS = (
 #: Registered ones (IANA) that look like one of those and are not meant to be.
 _ALIKE = ("REPORT", "ORDERPATCH", "UNLINK")
 _HOST = r"(?:[0-9A-Za-z_.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
-_LOGIN = r"(?:[^@/\s]*@)?"
-_TCP = (rf"{_LOGIN}{_HOST}(?:/[0-9]*)?(?:\?\S*)?", "SCHEME://HOST:PORT/DB")
-_UNIX = (rf"{_LOGIN}/[^\s?]+(?:\?\S*)?", "SCHEME:///SOCKET?db=0")
 #: scheme -> (the expression for what follows it, how it is written)
 _STORES = {
     "memory": ("", "memory://"),
     # sqlite3 would open one :memory: for each thread; after the last slash a file must be named.
     "sqlite": (r"/(?!:memory:).*[^/]", "sqlite:///RELATIVE or sqlite:////ABSOLUTE"),
-    **dict.fromkeys(("redis", "rediss", "valkey", "valkeys"), _TCP),
-    **dict.fromkeys(("redis+unix", "valkey+unix"), _UNIX),
 }
 
 
@@ -132,12 +127,13 @@ def store_url() -> Kind[str]:
 
     def check(value: str) -> None:
         scheme, separator, rest = value.partition("://")
-        store = _STORES.get(scheme)
-        if store is None or not separator:
+        if not separator:
             raise ValueError("names no known store")
-        expression, shape = store
+        if scheme not in _STORES:
+            raise ValueError(f"this version has no store for {scheme + separator!r}")
+        expression, shape = _STORES[scheme]
         if not re.fullmatch(expression, rest):
-            raise ValueError(f"must look like {shape.replace('SCHEME', scheme)}")
+            raise ValueError(f"must look like {shape}")
         if scheme == "sqlite" and re.search("[?#]", rest):
             raise ValueError("must be a path without '?' and '#': there are no parameters")
 
