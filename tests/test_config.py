@@ -532,6 +532,7 @@ def test_a_problem_of_a_section(load: Load, text: str, expected: str) -> None:
         ("route:y", "path = /y\nmax_body = 16M", "unknown unit 'M'; expected one of B, KB, MB, GB, KiB, MiB, GiB"),
         ("route:y", "path = /y\nmax_body = 0.1KiB", "must be a whole number of bytes"),
         ("route:y", "path = /y\nmax_concurrent = 0", "must be 1 or more"),
+        ("route:y", "path = /y\nmax_concurrent = 9", "is more than [admission] max_concurrent = 5"),
         (
             "route:y",
             "path = /y\nmax_concurrent = 2 # slots",
@@ -552,6 +553,26 @@ def test_a_header_needs_trusted_proxies(load: Load) -> None:
     """Catches: a header that anybody could send."""
     assert first_line(load, ROUTE + "[tiers]\nheader = X-User-Tier\n") == (
         "a.ini [tiers] trusted_proxies = '': is needed with header: anybody could send that."
+    )
+
+
+def test_a_limit_of_a_route_follows_the_environment_down(load: Load) -> None:
+    """Catches: a server that MAX_CONCURRENT_REQUESTS=1 makes refuse its own configuration."""
+    text = ROUTE + "max_concurrent = 3\n[route:y]\npath = /y\n[admission]\nmax_concurrent = 4\n"
+    limited, free = load(text, {"MAX_CONCURRENT_REQUESTS": "2"}).routes
+    assert (limited.max_concurrent, free.max_concurrent) == (2, None)
+
+    assert load(text, {"MAX_CONCURRENT_REQUESTS": "9"}).routes[0].max_concurrent == 3
+    assert first_line(load, text.replace("= 4", "= 2")) == (
+        "a.ini [route:x] max_concurrent = '3': is more than [admission] max_concurrent = 2."
+    )
+
+
+def test_a_limit_of_a_route_given_in_python_is_within_the_hosts() -> None:
+    """Catches: a check that only files go through."""
+    routes = (Route(name="x", path=("/x",), max_concurrent=6),)
+    assert first_line(Config, routes=routes) == (
+        "[route:x] max_concurrent = '6': is more than [admission] max_concurrent = 5."
     )
 
 

@@ -10,7 +10,7 @@ import configparser
 import importlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class Config:
     source: str = ""
 
     def __post_init__(self) -> None:
-        if problems := list(_conflicts(self.api, self.routes)):
+        if problems := list(_conflicts(self.admission, self.api, self.routes)):
             raise ConfigError(*_located(self.source, problems))
 
     @property
@@ -133,7 +133,9 @@ def load_with_origins(
     declared = tuple(tier for tier in order if tier)
     tiers = make(Tiers, "tiers", order=declared or DEFAULT_TIERS)
     routes = [make(Route, title, name=name) if name else None for title, name in _named(file, Route)]
-    problems += _located(source, _conflicts(api, routes))
+    if admission:
+        routes = [route and _lowered(route, admission, origins) for route in routes]
+    problems += _located(source, _conflicts(admission, api, routes))
     if tiers and tiers.resolver and import_resolver:
         try:
             _import(tiers.resolver)
@@ -201,7 +203,16 @@ def _named(file: configparser.ConfigParser, cls: type[NamedSection]) -> Iterable
             yield title, name
 
 
-def _conflicts(api: Api | None, routes: Sequence[Route | None]) -> Iterable[str]:
+def _lowered(route: Route, admission: Admission, origins: dict[tuple[str, str], str]) -> Route:
+    """Return the route with a limit within that of the host, if the environment is what set the latter."""
+    origin, most = origins["admission", "max_concurrent"], admission.max_concurrent
+    if not origin.startswith("env ") or (route.max_concurrent or 0) <= most:
+        return route
+    origins[route.title, "max_concurrent"] = origin
+    return replace(route, max_concurrent=most)
+
+
+def _conflicts(admission: Admission | None, api: Api | None, routes: Sequence[Route | None]) -> Iterable[str]:
     """Return the problems between sections; None stands for one that has problems of its own."""
     if not routes:
         yield "there is no route, so nothing would ever be queued. Expected: at least one [route:NAME] with a path."
@@ -210,6 +221,9 @@ def _conflicts(api: Api | None, routes: Sequence[Route | None]) -> Iterable[str]
     for route in known:
         if sum(other.name == route.name for other in known) > 1:
             yield f"[{route.title}]: there is another route of this name."
+        if admission and (route.max_concurrent or 0) > admission.max_concurrent:
+            reason = f"is more than [admission] max_concurrent = {admission.max_concurrent}"
+            yield route.problem("max_concurrent", reason)
         for pattern in route.path:
             form = expression(pattern).rstrip("/")
             if api and f"{form}/".startswith(f"{expression(api.prefix)}/"):
