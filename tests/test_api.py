@@ -203,6 +203,22 @@ def test_a_signed_in_clients_ticket_does_not_exist_for_others() -> None:
     assert desk.ask("status", ticket, REMOTE_USER="ada").status == "200 OK"
 
 
+@pytest.mark.parametrize("shape", ["upper", "short", "none", "slash", "dots", "newline", "bytes"])
+def test_what_is_no_id_is_answered_like_an_unknown_one(shape: str) -> None:
+    """Catches: an answer that tells how ids look, or a ticket that is found under another spelling."""
+    desk = Desk()
+    mine = desk.put().id
+    name = {
+        "upper": mine.upper(), "short": mine[:-1], "none": "", "slash": f"{mine}/", "dots": f"../status/{mine}",
+        "newline": f"{mine}\n", "bytes": "\x00\xff",
+    }[shape]  # fmt: skip
+    for call_name, method in (("status", "GET"), ("status", "DELETE"), ("result", "GET"), ("result", "PUT")):
+        unknown = desk.ask(call_name, str(uuid.uuid4()), method)
+        other = desk.ask(call_name, name, method)
+        assert (other.status, other.headers, other.body) == (unknown.status, unknown.headers, unknown.body)
+    assert desk.store.get(mine).state is State.QUEUED
+
+
 def test_an_anonymous_ticket_answers_to_whoever_has_the_id() -> None:
     """Catches: somebody whose address changed and who cannot come back."""
     desk = Desk()

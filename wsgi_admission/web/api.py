@@ -29,8 +29,8 @@ from wsgi_admission.web.views import Views
 
 log = logging.getLogger("wsgi_admission.api")
 
-_TICKET_PATH = re.compile(r"/(status|result|events)/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\Z")
-#: The same bytes for an id that never was and for another's ticket.
+_TICKET_PATH = re.compile(r"/(status|result|events)/(.*)", re.DOTALL)
+#: The same bytes for what is no id, for an id that never was and for another's ticket.
 _UNKNOWN = problem(404, "There is no such ticket.")
 
 
@@ -105,7 +105,7 @@ class Api:
             return {"GET": self._metrics}
         if path == "/health":
             return {"GET": self._health}
-        found = _TICKET_PATH.match(path)
+        found = _TICKET_PATH.fullmatch(path)
         if found is None:
             return {}
         ticket_id = found[2]
