@@ -14,7 +14,8 @@ import pytest
 
 from wsgi_admission.errors import FinalTicket, GoneTicket, LeaseLost, UnknownTicket
 from wsgi_admission.replay import Recording
-from wsgi_admission.stores import MINUTES_KEPT, RATE_MINUTES, RUN_TIMES, WORKER_ALIVE, Passed, Store, Tally, Worker
+from wsgi_admission.stores import Store
+from wsgi_admission.stores.records import MINUTES_KEPT, RATE_MINUTES, RUN_TIMES, WORKER_ALIVE, Passed, Tally, Worker
 from wsgi_admission.ticket import State, Ticket
 
 RANKS = {"donor": 0, "registered": 1, "anonymous": 2}
@@ -197,7 +198,7 @@ class Model:
                 state: states.count(State(state)) + int(sums[f"pruned_{state}"])
                 for state in ("completed", "failed", "cancelled")
             }
-            others = ("accepted", "started", "crashed", "ran", "passed", "shadowed")
+            others = ("accepted", "started", "crashed", "ran", "passed", "shadowed", "late")
             found[key] = Tally(
                 queued=states.count(State.QUEUED),
                 processing=states.count(State.PROCESSING),
@@ -298,8 +299,10 @@ class Walk:
             return
         chosen = self.chance.choice(self.model.tickets).ticket
         wrong = chosen.attempt + self.chance.choice((-1, 1)) if chosen.state is State.PROCESSING else chosen.attempt
+        step = self.chance.choice(list(LATE))
         with pytest.raises(LeaseLost):
-            self.chance.choice(list(LATE.values()))(self.store, replace(chosen, attempt=wrong))
+            LATE[step](self.store, replace(chosen, attempt=wrong))
+        self.model.add(chosen, late=step == "finish")
 
     def cancel(self) -> None:
         """Cancel anything."""

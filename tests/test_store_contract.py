@@ -13,7 +13,9 @@ import pytest
 
 from tests.store_model import LATE, ROUTES, Walk, read, recording, ticket
 from wsgi_admission.errors import ConfigError, FinalTicket, GoneTicket, LeaseLost, StoreError, UnknownTicket
-from wsgi_admission.stores import (
+from wsgi_admission.stores import Store, open_store
+from wsgi_admission.stores.memory import MemoryStore
+from wsgi_admission.stores.records import (
     INLINE_BODY,
     MINUTES_KEPT,
     RATE_MINUTES,
@@ -22,12 +24,9 @@ from wsgi_admission.stores import (
     WORKER_ALIVE,
     Minute,
     Passed,
-    Store,
     Tally,
     Worker,
-    open_store,
 )
-from wsgi_admission.stores.memory import MemoryStore
 from wsgi_admission.stores.sqlite import SQLiteStore
 from wsgi_admission.ticket import State, Ticket
 
@@ -319,13 +318,33 @@ def test_a_late_write_is_refused_and_has_no_effect(store: Store, step: str) -> N
     late = claim(store, lease=1)
     store.requeue_expired(now=1)
     for _ in ("queued again", "in somebody else's hands"):
-        before = store.get(new.id), store.counts()
+        before = store.get(new.id), _but_late(store)
         with pytest.raises(LeaseLost) as lost:
             LATE[step](store, late)
         assert (lost.value.ticket_id, lost.value.attempt) == (late.id, 1)
-        assert (store.get(new.id), store.counts()) == before
+        assert (store.get(new.id), _but_late(store)) == before
         store.claim("second", now=2, lease=30, routes=ROUTES)
     assert read(store.request(new.id)) is not None
+
+
+def _but_late(store: Store) -> dict[tuple[str, str], Tally]:
+    """Return the tallies without the count of late finishes."""
+    return {key: replace(tally, late=0) for key, tally in store.counts().items()}
+
+
+def test_late_finishes_are_counted(store: Store) -> None:
+    """Catches: a refused finish that is not counted, or counted with the releases, or for a ticket that never was."""
+    put(store, route="video", crash_retries=0)
+    late = claim(store, lease=1)
+    store.requeue_expired(now=1)
+    for ended in (late, replace(late, attempt=7), ticket_with_id("nobody")):
+        for refused in LATE.values():
+            before = store.changed()
+            with pytest.raises(LeaseLost):
+                refused(store, ended)
+            assert (store.changed() != before) == (refused is LATE["finish"] and ended.id == late.id)
+    assert store.counts() == {("donor", "video"): Tally(accepted=1, started=1, failed=1, crashed=1, late=2)}
+    assert store.minutes(since=0) == [Minute(0, "donor", "video", 1, 1)]
 
 
 @pytest.mark.parametrize("step", LATE)

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from tests.store_model import ROUTES, read, recording, ticket
-from wsgi_admission.stores import INLINE_BODY, Tally
 from wsgi_admission.stores.checkpoints import WAL_LIMIT
+from wsgi_admission.stores.records import INLINE_BODY, Tally
 from wsgi_admission.stores.sqlite import SQLiteStore
 from wsgi_admission.ticket import State
 
@@ -149,7 +149,7 @@ def program(text: str, path: Path) -> Iterator[subprocess.Popen[str]]:
 WRITER = """
 import sys
 from tests.store_model import ROUTES, recording, ticket
-from wsgi_admission.stores import INLINE_BODY
+from wsgi_admission.stores.records import INLINE_BODY
 from wsgi_admission.stores.sqlite import SQLiteStore
 from wsgi_admission.ticket import State
 

@@ -20,10 +20,11 @@ import pytest
 from tests.store_model import ROUTES, read, recording, ticket
 from tests.support import until
 from wsgi_admission.errors import LeaseLost, StoreError, StoreMismatch, StoreUnavailable, UnknownTicket
-from wsgi_admission.stores import INLINE_BODY, Tally, Worker, bodies, checkpoints, connections, opening, rows, watch
+from wsgi_admission.stores import bodies, checkpoints, connections, opening, rows, watch
 from wsgi_admission.stores.bodies import Bodies, Stored
 from wsgi_admission.stores.checkpoints import INTERVAL, WAL_LIMIT, wal_race
 from wsgi_admission.stores.opening import filesystem_type, refuse_network
+from wsgi_admission.stores.records import INLINE_BODY, Tally, Worker
 from wsgi_admission.stores.rows import SQL
 from wsgi_admission.stores.sqlite import SQLiteStore
 from wsgi_admission.ticket import State, Ticket

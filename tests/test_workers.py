@@ -15,7 +15,8 @@ from tests.wsgi import environ, record
 from wsgi_admission.errors import LeaseLost, StoreUnavailable
 from wsgi_admission.replay import Recording
 from wsgi_admission.slots import LocalSlots, Slot
-from wsgi_admission.stores import Store, Worker, open_store
+from wsgi_admission.stores import Store, open_store
+from wsgi_admission.stores.records import Worker
 from wsgi_admission.ticket import State, Ticket
 from wsgi_admission.workers import INTERRUPTED, Pool
 

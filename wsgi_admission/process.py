@@ -19,7 +19,8 @@ from wsgi_admission.load import Load, LoadMeter
 from wsgi_admission.policy.decision import Line
 from wsgi_admission.running import App
 from wsgi_admission.slots import HostSlots, LocalSlots, Slots
-from wsgi_admission.stores import Counts, Passed, Store, Worker, open_store
+from wsgi_admission.stores import Store, open_store
+from wsgi_admission.stores.records import Counts, Passed, Worker
 from wsgi_admission.tiers import Resolver
 from wsgi_admission.web.api import Api
 from wsgi_admission.workers import Pool

@@ -20,7 +20,8 @@ from wsgi_admission.errors import LeaseLost, StoreError, StoreUnavailable, Unkno
 from wsgi_admission.policy.backoff import delay
 from wsgi_admission.replay import MARK, Outcome, run
 from wsgi_admission.slots import Slot, Slots
-from wsgi_admission.stores import Store, Worker
+from wsgi_admission.stores import Store
+from wsgi_admission.stores.records import Worker
 from wsgi_admission.ticket import State, Ticket
 
 log = logging.getLogger("wsgi_admission.workers")

@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable
 from types import MappingProxyType
 from typing import Any
 
-from wsgi_admission.stores import (
+from wsgi_admission.stores import moves
+from wsgi_admission.stores.records import (
     MINUTES_KEPT,
     RATE_MINUTES,
     RUN_TIMES,
@@ -18,7 +19,6 @@ from wsgi_admission.stores import (
     Statistics,
     Tally,
     Worker,
-    moves,
 )
 from wsgi_admission.ticket import Ticket
 
@@ -43,6 +43,11 @@ class Ledger:
             minute.update(arrivals="accepted" in change, completions="accepted" not in change)
         if "completed" in change:
             self._run_times[after.route].append(moves.run_seconds(after))
+
+    def count_late(self, ticket: Ticket) -> None:
+        """Count a finish that was refused."""
+        self._tallies[ticket.tier, ticket.route]["late"] += 1
+        self._counts = None
 
     def observe(self, passed: Collection[Passed]) -> None:
         """Count requests that ran at once."""

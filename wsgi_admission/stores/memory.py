@@ -12,18 +12,10 @@ from sortedcontainers import SortedList
 
 from wsgi_admission.errors import GoneTicket, LeaseLost, StoreError, UnknownTicket
 from wsgi_admission.replay import Recording
-from wsgi_admission.stores import (
-    REMEMBER_GONE,
-    Counts,
-    Minute,
-    Passed,
-    Statistics,
-    Store,
-    Worker,
-    moves,
-)
+from wsgi_admission.stores import Store, moves
 from wsgi_admission.stores.ledger import Ledger, drop
 from wsgi_admission.stores.order import Order
+from wsgi_admission.stores.records import REMEMBER_GONE, Counts, Minute, Passed, Statistics, Worker
 from wsgi_admission.ticket import State, Ticket
 
 
@@ -102,7 +94,13 @@ class MemoryStore(Store):
             raise ValueError(f"a run ends completed or failed, not {state.value}")
         recorded = None if response is None else (response.head, response.body.read())
         with self._lock:
-            entry = self._held(ticket_id, attempt)
+            try:
+                entry = self._held(ticket_id, attempt)
+            except LeaseLost:
+                if ticket_id in self._entries:
+                    self._ledger.count_late(self._entries[ticket_id].ticket)
+                    self._version += 1
+                raise
             before, entry.ticket = entry.ticket, moves.finished(entry.ticket, state, now=now, error=error)
             if entry.ticket.state is state:
                 entry.response = recorded

@@ -114,10 +114,10 @@ SELECT file FROM requests WHERE file IS NOT NULL UNION ALL SELECT file FROM resp
 -- name: count
 INSERT INTO tallies VALUES (
     :line, :total, :tier_rank, :tier, :route, :queued, :processing, :accepted, :started, :completed, :failed,
-    :cancelled, :crashed, :ran, :wait_seconds, :run_seconds, :passed, :shadowed
+    :cancelled, :crashed, :ran, :wait_seconds, :run_seconds, :passed, :shadowed, :late
 ), (
     :line, :minute, :tier_rank, :tier, :route, :queued, :processing, :accepted, :started, :completed, :failed,
-    :cancelled, :crashed, :ran, :wait_seconds, :run_seconds, :passed, :shadowed
+    :cancelled, :crashed, :ran, :wait_seconds, :run_seconds, :passed, :shadowed, :late
 )
 ON CONFLICT (line, minute, tier_rank, tier, route) DO UPDATE SET
     queued = queued + excluded.queued,
@@ -132,12 +132,13 @@ ON CONFLICT (line, minute, tier_rank, tier, route) DO UPDATE SET
     wait_seconds = wait_seconds + excluded.wait_seconds,
     run_seconds = run_seconds + excluded.run_seconds,
     passed = passed + excluded.passed,
-    shadowed = shadowed + excluded.shadowed;
+    shadowed = shadowed + excluded.shadowed,
+    late = late + excluded.late;
 
 -- name: tallies
 SELECT
     tier, route, SUM(queued), SUM(processing), SUM(accepted), SUM(started), SUM(completed), SUM(failed), SUM(cancelled),
-    SUM(crashed), SUM(ran), SUM(wait_seconds), SUM(run_seconds), SUM(passed), SUM(shadowed)
+    SUM(crashed), SUM(ran), SUM(wait_seconds), SUM(run_seconds), SUM(passed), SUM(shadowed), SUM(late)
 FROM tallies WHERE line = :line AND minute = :total GROUP BY tier, route;
 
 -- name: minutes

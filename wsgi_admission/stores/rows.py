@@ -14,9 +14,10 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from wsgi_admission.errors import GoneTicket, LeaseLost, StoreError, UnknownTicket
-from wsgi_admission.stores import RATE_MINUTES, RUN_TIMES, Counts, Passed, Tally, Worker, moves
+from wsgi_admission.stores import moves
 from wsgi_admission.stores.bodies import Stored
 from wsgi_admission.stores.opening import script
+from wsgi_admission.stores.records import RATE_MINUTES, RUN_TIMES, Counts, Passed, Tally, Worker
 from wsgi_admission.ticket import State, Ticket
 
 _FIELDS = [field.name for field in fields(Ticket)]
@@ -151,6 +152,13 @@ def erase(connection: sqlite3.Connection, kind: str, number: int) -> list[str]:
     names = [name for (name,) in connection.execute(SQL[f"{kind}_file"], (number,)).fetchall()]
     connection.execute(SQL[f"erase_{kind}"], (number,))
     return names
+
+
+def count_late(connection: sqlite3.Connection, line: str, ticket_id: str, *, now: float) -> None:
+    """Count a finish that was refused, if the ticket is still there."""
+    ticket = find(connection, line, ticket_id)
+    if ticket is not None:
+        _count(connection, line, ticket, {"late": 1}, now)
 
 
 def _count(connection: sqlite3.Connection, line: str, ticket: Ticket, change: Mapping[str, float], now: float) -> None:

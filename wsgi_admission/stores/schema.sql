@@ -64,6 +64,7 @@ CREATE TABLE tallies (
     run_seconds REAL NOT NULL,
     passed INTEGER NOT NULL,
     shadowed INTEGER NOT NULL,
+    late INTEGER NOT NULL,
     PRIMARY KEY (line, minute, tier_rank, tier, route)
 ) WITHOUT ROWID;
 

@@ -18,22 +18,11 @@ from pathlib import Path
 from wsgi_admission.errors import LeaseLost, UnknownTicket
 from wsgi_admission.policy.ordering import place
 from wsgi_admission.replay import Recording
-from wsgi_admission.stores import (
-    WORKER_ALIVE,
-    Counts,
-    Minute,
-    Passed,
-    Statistics,
-    Store,
-    Worker,
-    moves,
-    opening,
-    pruning,
-    rows,
-)
+from wsgi_admission.stores import Store, moves, opening, pruning, rows
 from wsgi_admission.stores.bodies import Bodies, Stored
 from wsgi_admission.stores.checkpoints import Checkpointer, wal_race
 from wsgi_admission.stores.connections import Connections
+from wsgi_admission.stores.records import WORKER_ALIVE, Counts, Minute, Passed, Statistics, Worker
 from wsgi_admission.stores.rows import SQL
 from wsgi_admission.stores.watch import Watch
 from wsgi_admission.ticket import State, Ticket
@@ -109,6 +98,16 @@ class SQLiteStore(Store):
         """Write the response first, then end the run in one transaction."""
         if state not in {State.COMPLETED, State.FAILED}:
             raise ValueError(f"a run ends completed or failed, not {state.value}")
+        try:
+            return self._finish(ticket_id, attempt, state, response, now=now, error=error)
+        except LeaseLost:
+            with self._connections.writing(durable=False) as connection:
+                rows.count_late(connection, self._line, ticket_id, now=now)
+            raise
+
+    def _finish(
+        self, ticket_id: str, attempt: int, state: State, response: Recording | None, *, now: float, error: str
+    ) -> Ticket:
         keeping = nullcontext() if response is None else self._bodies.stored(response)
         with keeping as stored, self._connections.writing() as connection:
             before = rows.held(connection, self._line, ticket_id, attempt)
