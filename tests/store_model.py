@@ -49,6 +49,20 @@ def read(found: Recording | None) -> tuple[str, bytes, int] | None:
         return found.head, body.read(), found.length
 
 
+class Clock:
+    """The clock by which the leases of a store are measured; only the test moves it."""
+
+    def __init__(self) -> None:
+        self.seconds = 5000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def go_on(self, seconds: float) -> None:
+        """Let so many seconds pass."""
+        self.seconds += seconds
+
+
 @dataclass
 class Kept:
     """A ticket in the model."""
@@ -105,7 +119,7 @@ class Model:
         self.add(new, accepted=1)
         self.arrivals.append((int(now // 60), new.tier, new.route))
 
-    def claim(self, routes: Collection[str], now: float, lease: float) -> Ticket | None:
+    def claim(self, routes: Collection[str], now: float, until: float) -> Ticket | None:
         """Go through the line until a route fits."""
         for kept in self.line():
             if kept.ticket.route in routes:
@@ -114,7 +128,7 @@ class Model:
                 kept.ticket = replace(
                     kept.ticket, state=State.PROCESSING, attempt=kept.ticket.attempt + 1, started_at=now
                 )
-                kept.lease_until = now + lease
+                kept.lease_until = until
                 self.charge(kept.ticket)
                 return kept.ticket
         return None
@@ -239,7 +253,8 @@ LATE: dict[str, Callable[[Store, Ticket], object]] = {
 class Walk:
     """Random steps, taken by a store and by the model alike."""
 
-    def __init__(self, store: Store, seed: int) -> None:
+    def __init__(self, store: Store, clock: Clock, seed: int) -> None:
+        self.clock = clock
         self.store, self.model, self.chance, self.now = store, Model(), random.Random(seed), 1000.0  # noqa: S311
 
     def run(self, steps: int) -> None:
@@ -247,7 +262,9 @@ class Walk:
         likely = [self.put] * 6 + [self.claim] * 5 + [self.finish] * 3 + [self.late, self.cancel, self.release] * 2
         rare = [self.renew, self.progress, self.requeue, self.prune, self.observe, self.report]
         for step in range(steps):
-            self.now += self.chance.choice((0.0, 0.25, 3.0, 20.0))
+            passed = self.chance.choice((0.0, 0.25, 3.0, 20.0))
+            self.now += passed
+            self.clock.go_on(passed)
             self.chance.choice(likely + rare)()
             if step % 10 == 9:
                 self.compare()
@@ -277,7 +294,7 @@ class Walk:
         """Claim for some of the routes."""
         routes = self.chance.sample(ROUTES, self.chance.randint(1, 3))
         lease = self.chance.choice((5.0, 60.0))
-        expected = self.model.claim(routes, self.now, lease)
+        expected = self.model.claim(routes, self.now, self.clock() + lease)
         assert self.store.claim("worker", now=self.now, lease=lease, routes=routes) == expected
 
     def finish(self) -> None:
@@ -327,9 +344,9 @@ class Walk:
         """Renew what runs, and something that does not."""
         running = self.model.processing()
         claims = {(kept.ticket.id, kept.ticket.attempt) for kept in running}
-        assert self.store.renew([*claims, ("nobody", 1)], now=self.now, lease=30) == claims
+        assert self.store.renew([*claims, ("nobody", 1)], lease=30) == claims
         for kept in running:
-            kept.lease_until = self.now + 30
+            kept.lease_until = self.clock() + 30
 
     def progress(self) -> None:
         """Report progress."""
@@ -341,7 +358,7 @@ class Walk:
 
     def requeue(self) -> None:
         """Take back what ran out."""
-        expired = [kept for kept in self.model.processing() if kept.lease_until <= self.now]
+        expired = [kept for kept in self.model.processing() if kept.lease_until <= self.clock()]
         assert self.store.requeue_expired(now=self.now) == len(expired)
         for kept in expired:
             self.model.crash(kept, self.now, "ignored")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.store_model import LATE, ROUTES, Walk, read, recording, ticket
+from tests.store_model import LATE, ROUTES, Clock, Walk, read, recording, ticket
 from wsgi_admission.errors import ConfigError, FinalTicket, GoneTicket, LeaseLost, StoreError, UnknownTicket
 from wsgi_admission.stores import Store, open_store
 from wsgi_admission.stores.memory import MemoryStore
@@ -33,24 +33,30 @@ from wsgi_admission.ticket import State, Ticket
 OpenLine = Callable[[str], Store]
 
 
-def _memory(_directory: Path, _name: str) -> Store:
-    return MemoryStore()
+def _memory(_directory: Path, _name: str, clock: Clock) -> Store:
+    return MemoryStore(clock=clock)
 
 
-def _sqlite(directory: Path, name: str) -> Store:
-    return SQLiteStore(directory / "line.db", name=name, durability="normal")
+def _sqlite(directory: Path, name: str, clock: Clock) -> Store:
+    return SQLiteStore(directory / "line.db", name=name, durability="normal", clock=clock)
 
 
-STORES: dict[str, Callable[[Path, str], Store]] = {"memory": _memory, "sqlite": _sqlite}
+STORES: dict[str, Callable[[Path, str, Clock], Store]] = {"memory": _memory, "sqlite": _sqlite}
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """What the leases of every store of the test are measured by."""
+    return Clock()
 
 
 @pytest.fixture(params=STORES)
-def open_line(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OpenLine]:
+def open_line(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[OpenLine]:
     """Open lines by name, all at one place."""
     opened: list[Store] = []
 
     def open_named(name: str) -> Store:
-        opened.append(STORES[request.param](tmp_path, name))
+        opened.append(STORES[request.param](tmp_path, name, clock))
         return opened[-1]
 
     yield open_named
@@ -236,45 +242,69 @@ def test_an_empty_line_gives_nothing(store: Store) -> None:
     assert store.claim("worker", now=0, lease=30, routes=ROUTES) is None
 
 
-def test_a_lease_that_ran_out_returns_the_ticket_to_its_old_place(store: Store) -> None:
+def test_a_lease_that_ran_out_returns_the_ticket_to_its_old_place(store: Store, clock: Clock) -> None:
     """Catches: a requeue at the end of the line."""
     first, second = put(store, "ann"), put(store, "bob")
     claim(store, now=0, lease=30)
+    clock.go_on(29)
     assert store.requeue_expired(now=29) == 0
+    clock.go_on(1)
     assert store.requeue_expired(now=30) == 1
     again = store.get(first.id)
     assert again == replace(first, attempt=1, crashes=1)
     assert claim_all(store) == [first.id, second.id]
 
 
-def test_a_renewed_lease_does_not_run_out(store: Store) -> None:
+def test_a_renewed_lease_does_not_run_out(store: Store, clock: Clock) -> None:
     """Catches: a renewal that is not kept, or that is counted from the old end."""
     put(store)
     run = claim(store, now=0, lease=30)
-    assert store.renew([(run.id, 1)], now=20, lease=30) == {(run.id, 1)}
+    clock.go_on(20)
+    assert store.renew([(run.id, 1)], lease=30) == {(run.id, 1)}
+    clock.go_on(29)
     assert store.requeue_expired(now=49) == 0
+    clock.go_on(1)
     assert store.requeue_expired(now=50) == 1
 
 
-def test_only_what_is_held_is_renewed(store: Store) -> None:
+@pytest.mark.parametrize("jump", [86400.0, -86400.0])
+def test_setting_the_time_of_day_moves_no_lease(store: Store, clock: Clock, jump: float) -> None:
+    """Catches: leases by the wall clock, which run out when it is put on and last when it is put back."""
+    put(store)
+    run = claim(store, now=100_000, lease=30)
+    clock.go_on(20)
+    assert store.requeue_expired(now=100_000 + jump) == 0
+    assert store.renew([(run.id, 1)], lease=30) == {(run.id, 1)}
+    clock.go_on(29)
+    assert store.requeue_expired(now=100_000 + jump) == 0
+    clock.go_on(1)
+    assert store.requeue_expired(now=100_000 + jump) == 1
+    again = claim(store, now=100_000 + jump, lease=30)
+    clock.go_on(30)
+    assert store.requeue_expired(now=100_000) == 1
+    assert (again.started_at, store.get(run.id).completed_at) == (100_000 + jump, 100_000)
+
+
+def test_only_what_is_held_is_renewed(store: Store, clock: Clock) -> None:
     """Catches: a renewal that does not check the attempt, the state or the id."""
     for client in ("ann", "bob", "cid"):
         put(store, client)
     ended, lost, held = claim(store, lease=99), claim(store, lease=1), claim(store, lease=99)
     finish(store, ended)
+    clock.go_on(1)
     store.requeue_expired(now=1)
     claims = [(run.id, run.attempt) for run in (ended, lost, held)]
-    assert store.renew([*claims, ("nobody", 1), (held.id, 2)], now=2, lease=30) == {(held.id, 1)}
-    assert store.renew([], now=2, lease=30) == set()
+    assert store.renew([*claims, ("nobody", 1), (held.id, 2)], lease=30) == {(held.id, 1)}
+    assert store.renew([], lease=30) == set()
 
 
-def test_a_ticket_whose_workers_keep_dying_fails(store: Store) -> None:
+def test_a_ticket_whose_workers_keep_dying_fails(store: Store, clock: Clock) -> None:
     """Catches: retries that are counted from one, or never."""
     new = put(store, crash_retries=1)
-    claim(store, now=0, lease=1)
-    store.requeue_expired(now=1)
-    claim(store, now=1, lease=1)
-    store.requeue_expired(now=2)
+    for died in (1, 2):
+        claim(store, lease=1)
+        clock.go_on(1)
+        store.requeue_expired(now=died)
     failed = store.get(new.id)
     assert (failed.state, failed.crashes, failed.completed_at) == (State.FAILED, 2, 2)
     assert failed.error.endswith(".")
@@ -284,10 +314,11 @@ def test_a_ticket_whose_workers_keep_dying_fails(store: Store) -> None:
         store.request(new.id)
 
 
-def test_without_crash_retries_the_first_death_is_the_last(store: Store) -> None:
+def test_without_crash_retries_the_first_death_is_the_last(store: Store, clock: Clock) -> None:
     """Catches: one run too many of what must not be repeated."""
     new = put(store, crash_retries=0)
     claim(store, lease=1)
+    clock.go_on(1)
     store.requeue_expired(now=1)
     assert store.get(new.id).state is State.FAILED
 
@@ -312,10 +343,11 @@ def test_progress_is_shown(store: Store) -> None:
 
 
 @pytest.mark.parametrize("step", LATE)
-def test_a_late_write_is_refused_and_has_no_effect(store: Store, step: str) -> None:
+def test_a_late_write_is_refused_and_has_no_effect(store: Store, clock: Clock, step: str) -> None:
     """Catches: writes that check the id but not the attempt, or the attempt but not the state."""
     new = put(store)
     late = claim(store, lease=1)
+    clock.go_on(1)
     store.requeue_expired(now=1)
     for _ in ("queued again", "in somebody else's hands"):
         before = store.get(new.id), _but_late(store)
@@ -332,10 +364,11 @@ def _but_late(store: Store) -> dict[tuple[str, str], Tally]:
     return {key: replace(tally, late=0) for key, tally in store.counts().items()}
 
 
-def test_late_finishes_are_counted(store: Store) -> None:
+def test_late_finishes_are_counted(store: Store, clock: Clock) -> None:
     """Catches: a refused finish that is not counted, or counted with the releases, or for a ticket that never was."""
     put(store, route="video", crash_retries=0)
     late = claim(store, lease=1)
+    clock.go_on(1)
     store.requeue_expired(now=1)
     for ended in (late, replace(late, attempt=7), ticket_with_id("nobody")):
         for refused in LATE.values():
@@ -528,7 +561,9 @@ def test_clients_are_charged_by_their_whole_name_and_tier(store: Store) -> None:
 
 
 @pytest.mark.parametrize("leaving", ["release", "crash", "last crash"])
-def test_a_cancellation_that_was_asked_for_holds_when_the_worker_leaves(store: Store, leaving: str) -> None:
+def test_a_cancellation_that_was_asked_for_holds_when_the_worker_leaves(
+    store: Store, clock: Clock, leaving: str
+) -> None:
     """Catches: a cancelled ticket that is run again, or that fails."""
     put(store, crash_retries=0 if leaving == "last crash" else 1)
     run = claim(store, lease=1)
@@ -536,6 +571,7 @@ def test_a_cancellation_that_was_asked_for_holds_when_the_worker_leaves(store: S
     if leaving == "release":
         store.release(run.id, 1, now=1)
     else:
+        clock.go_on(1)
         assert store.requeue_expired(now=1) == 1
     ended = store.get(run.id)
     assert (ended.state, ended.completed_at, ended.error) == (State.CANCELLED, 1, "Not wanted.")
@@ -646,7 +682,7 @@ def test_a_tier_that_got_another_rank_keeps_the_places_exact(store: Store) -> No
 # Counting
 
 
-def test_the_tally_tells_what_became_of_the_tickets(store: Store) -> None:
+def test_the_tally_tells_what_became_of_the_tickets(store: Store, clock: Clock) -> None:
     """Catches: a step that is counted twice, or not at all."""
     clients = ("done", "fails", "dies", "waits", "leaves", "runs")
     for number, client in enumerate(clients):
@@ -654,6 +690,7 @@ def test_the_tally_tells_what_became_of_the_tickets(store: Store) -> None:
     runs = {run.client: run for run in (claim(store, now=10, lease=99) for _ in range(3))}
     finish(store, runs["done"], now=14)
     store.finish(runs["fails"].id, 1, State.FAILED, None, now=11)
+    clock.go_on(99)
     store.requeue_expired(now=200)
     store.release((run := claim(store, now=201)).id, run.attempt, now=202)
     again = claim(store, now=203)
@@ -829,23 +866,29 @@ def test_the_finish_of_a_client_is_pruned_only_when_it_has_no_effect(store: Stor
 # Noticing changes
 
 
-CHANGES: dict[str, Callable[[Store], object]] = {
-    "put": put,
-    "claim": claim,
-    "renew": lambda store: store.renew([("running", 1)], now=1, lease=60),
-    "progress": lambda store: store.progress("running", 1, 0.5, "half"),
-    "finish": lambda store: store.finish("running", 1, State.COMPLETED, recording(), now=1),
-    "release": lambda store: store.release("running", 1, now=1),
-    "requeue_expired": lambda store: store.requeue_expired(now=1e6),
-    "cancel": lambda store: store.cancel("running", now=1),
-    "observe": lambda store: store.observe([Passed("donor", "image", 1.0)], now=1),
-    "report": lambda store: store.report(Worker("w", "host", 1, 1, 1), now=1),
-    "prune": lambda store: store.prune(before=1e6, now=1e6),
+def requeue_all(store: Store, clock: Clock) -> None:
+    """Let every lease run out."""
+    clock.go_on(1e6)
+    assert store.requeue_expired(now=1e6)
+
+
+CHANGES: dict[str, Callable[[Store, Clock], object]] = {
+    "put": lambda store, _: put(store),
+    "claim": lambda store, _: claim(store),
+    "renew": lambda store, _: store.renew([("running", 1)], lease=60),
+    "progress": lambda store, _: store.progress("running", 1, 0.5, "half"),
+    "finish": lambda store, _: store.finish("running", 1, State.COMPLETED, recording(), now=1),
+    "release": lambda store, _: store.release("running", 1, now=1),
+    "requeue_expired": requeue_all,
+    "cancel": lambda store, _: store.cancel("running", now=1),
+    "observe": lambda store, _: store.observe([Passed("donor", "image", 1.0)], now=1),
+    "report": lambda store, _: store.report(Worker("w", "host", 1, 1, 1), now=1),
+    "prune": lambda store, _: store.prune(before=1e6, now=1e6),
 }
 
 
 @pytest.mark.parametrize("step", CHANGES)
-def test_every_change_is_noticed(store: Store, step: str) -> None:
+def test_every_change_is_noticed(store: Store, clock: Clock, step: str) -> None:
     """Catches: a step after which waiting readers are not woken."""
     store.put(ticket_with_id("running"), recording(), now=0)
     store.put(ticket("bob"), recording(), now=0)
@@ -853,7 +896,7 @@ def test_every_change_is_noticed(store: Store, step: str) -> None:
     claim(store)
     before = store.changed()
     assert store.changed() == before
-    CHANGES[step](store)
+    CHANGES[step](store, clock)
     after = store.changed()
     assert after != before
     store.get("running")
@@ -864,7 +907,7 @@ def test_every_change_is_noticed(store: Store, step: str) -> None:
 # The whole
 
 
-def test_lines_of_different_names_share_nothing(open_line: OpenLine) -> None:
+def test_lines_of_different_names_share_nothing(open_line: OpenLine, clock: Clock) -> None:
     """Catches: a step that forgets the name of the line."""
     ours, theirs = open_line("ours"), open_line("theirs")
     mine = put(ours, owner="me")
@@ -872,7 +915,8 @@ def test_lines_of_different_names_share_nothing(open_line: OpenLine) -> None:
     ours.observe([Passed("donor", "image", 1.0)], now=0)
     ours.report(Worker("w", "host", 1, 1, 1), now=0)
     assert theirs.claim("worker", now=0, lease=30, routes=ROUTES) is None
-    assert theirs.renew([(run.id, 1)], now=0, lease=30) == set()
+    assert theirs.renew([(run.id, 1)], lease=30) == set()
+    clock.go_on(1)
     assert theirs.requeue_expired(now=1e6) == 0
     assert theirs.counts() == {}
     statistics = theirs.statistics(now=0)
@@ -938,9 +982,9 @@ def test_threads_never_claim_the_same_ticket(store: Store) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_any_sequence_of_steps_agrees_with_the_model(store: Store, seed: int) -> None:
+def test_any_sequence_of_steps_agrees_with_the_model(store: Store, clock: Clock, seed: int) -> None:
     """Catches: what no example above thinks of; the seed and the step are in the failure."""
-    Walk(store, seed).run(250)
+    Walk(store, clock, seed).run(250)
 
 
 # Opening by URL

@@ -72,6 +72,22 @@ def run_one(store: SQLiteStore) -> Ticket:
     return run
 
 
+def test_a_lease_of_another_boot_has_run_out(path: Path) -> None:
+    """Catches: a ticket that nobody runs until the host is up as long as it was before."""
+    with closing(SQLiteStore(path, boot="first", clock=lambda: 1e6)) as store:
+        store.put(ticket(), recording(), now=0)
+        run = run_one(store)
+        assert store.requeue_expired(now=0) == 0
+    with closing(SQLiteStore(path, boot="second", clock=lambda: 20.0)) as store:
+        assert store.requeue_expired(now=9) == 1
+        assert store.get(run.id).crashes == 1
+        again = run_one(store)
+        assert store.requeue_expired(now=9) == 0
+    with closing(SQLiteStore(path, boot="third", clock=lambda: 20.0)) as store:
+        assert store.renew([(again.id, 2)], lease=30) == {(again.id, 2)}
+        assert store.requeue_expired(now=9) == 0
+
+
 # The files
 
 
@@ -277,7 +293,7 @@ def test_the_columns_are_the_fields(store: SQLiteStore) -> None:
 @pytest.mark.parametrize("statement", ["rank", "first", "ahead", "expired", "past_retention", "running", "get"])
 def test_no_statement_reads_the_whole_line(store: SQLiteStore, statement: str) -> None:
     """Catches: an index that does not fit, so that a step takes longer the more tickets wait."""
-    names = ("line", "tier", "client", "routes", "id", "total", "now", "before", "batch")
+    names = ("line", "tier", "client", "routes", "id", "total", "clock", "boot", "before", "batch")
     plan = store._connections.query(f"EXPLAIN QUERY PLAN {SQL[statement]}", dict.fromkeys(names, "[]"))
     about_tickets = [row[-1] for row in plan if "tickets" in row[-1] or "head" in row[-1]]
     assert about_tickets

@@ -75,7 +75,7 @@ class Process:
     def leases(self) -> None:
         """Renew the leases of what runs here, then look for those that anybody lost.
 
-        In this order: after a store that was away, or a clock that jumped, what runs here is not taken for lost.
+        In this order: after it was stopped for long, or the store was away, what runs here is not taken for lost.
         """
         self.pool.renew()
         self.store.requeue_expired(now=time.time())

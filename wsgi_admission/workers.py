@@ -100,7 +100,7 @@ class Pool:
     def renew(self) -> None:
         """Renew the leases of what runs; log those that are lost."""
         held = self.running()
-        lost = set(held) - self._store.renew(held, now=self._clock(), lease=LEASE) if held else set()
+        lost = set(held) - self._store.renew(held, lease=LEASE) if held else set()
         for ticket_id, attempt in lost & set(self.running()):
             log.warning("lost the lease of ticket %s in attempt %d; its answer will not count", ticket_id[:8], attempt)
 

@@ -5,7 +5,8 @@ caller.  A store holds one line: two stores opened on the same place under diffe
 that a client or a worker can see.  Nothing here assumes one process or one machine.
 
 Every method may raise `StoreUnavailable`; then it has had no effect.  The other errors are named where they
-are raised.  ``now`` is always seconds since the epoch.  Stores are safe to use from several threads; a
+are raised.  ``now`` is always seconds since the epoch, and only what people see: leases are measured by a clock of the
+store's own, which does not jump when somebody sets the time of day.  Stores are safe to use from several threads; a
 store must be opened in the process that uses it, never before a fork.
 """
 
@@ -37,16 +38,16 @@ class Store(abc.ABC):
     def claim(self, worker: str, *, now: float, lease: float, routes: Collection[str]) -> Ticket | None:
         """Lease the first ticket of the line whose route is in ``routes`` to ``worker``, or return None.
 
-        The ticket is the worker's until ``now + lease`` seconds.  The worker must call `finish` or `release`
-        before then, or `renew` to keep it; after that `requeue_expired` may give the ticket to somebody
-        else, and the late `finish` raises `LeaseLost`.  The attempt is counted up, ``started_at`` becomes
+        The ticket is the worker's for ``lease`` seconds of the store's own clock.  The worker must call `finish` or
+        `release` before they have passed, or `renew` to keep it; after that `requeue_expired` may give the ticket to
+        somebody else, and the late `finish` raises `LeaseLost`.  The attempt is counted up, ``started_at`` becomes
         ``now``, the tier's virtual time moves to the ticket's rank if that is later, and the client is charged for it
         whatever becomes of it.
         """
 
     @abc.abstractmethod
-    def renew(self, claims: Collection[tuple[str, int]], *, now: float, lease: float) -> set[tuple[str, int]]:
-        """Prolong the leases of these (id, attempt) pairs to ``now + lease``; return those still held."""
+    def renew(self, claims: Collection[tuple[str, int]], *, lease: float) -> set[tuple[str, int]]:
+        """Have the leases of these (id, attempt) pairs end in ``lease`` seconds from now; return those still held."""
 
     @abc.abstractmethod
     def progress(self, ticket_id: str, attempt: int, fraction: float, note: str) -> None:
@@ -76,7 +77,10 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def requeue_expired(self, *, now: float) -> int:
-        """Take back every lease that ran out before ``now``; return how many there were.
+        """Take back every lease that has run out; return how many there were.
+
+        What was leased before the clock of the store began anew (another boot, for a store on one machine) has run
+        out too.  ``now`` is the ``completed_at`` of those that fail.
 
         Each counts as a crash.  The ticket returns to its old place, fails when ``crashes`` would exceed
         ``crash_retries``, or becomes cancelled if that was asked for.

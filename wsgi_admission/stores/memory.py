@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import threading
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from io import BytesIO
 
@@ -30,9 +31,13 @@ class _Entry:
 
 
 class MemoryStore(Store):
-    """A line in memory; what the methods do is said by `Store`.  One lock guards everything."""
+    """A line in memory; what the methods do is said by `Store`.  One lock guards everything.
 
-    def __init__(self) -> None:
+    :param clock: returns the seconds by which leases are measured.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}
         self._running: dict[str, _Entry] = {}
@@ -62,19 +67,19 @@ class MemoryStore(Store):
                 return None
             entry = self._entries[first]
             before, entry.ticket = entry.ticket, moves.claimed(entry.ticket, now=now)
-            entry.lease_until = now + lease
+            entry.lease_until = self._clock() + lease
             self._move(entry, before, now)
             self._order.charge(before)
             return entry.ticket
 
-    def renew(self, claims: Collection[tuple[str, int]], *, now: float, lease: float) -> set[tuple[str, int]]:
+    def renew(self, claims: Collection[tuple[str, int]], *, lease: float) -> set[tuple[str, int]]:
         """Set the end of each lease that is still held."""
         with self._lock:
             held = set()
             for ticket_id, attempt in claims:
                 entry = self._running.get(ticket_id)
                 if entry is not None and entry.ticket.attempt == attempt:
-                    entry.lease_until = now + lease
+                    entry.lease_until = self._clock() + lease
                     held.add((ticket_id, attempt))
             self._version += bool(held)
             return held
@@ -117,7 +122,8 @@ class MemoryStore(Store):
     def requeue_expired(self, *, now: float) -> int:
         """Move every ticket whose lease ran out."""
         with self._lock:
-            expired = [entry for entry in self._running.values() if entry.lease_until <= now]
+            clock = self._clock()
+            expired = [entry for entry in self._running.values() if entry.lease_until <= clock]
             for entry in expired:
                 before, entry.ticket = entry.ticket, moves.crashed(entry.ticket, now=now)
                 self._move(entry, before, now)

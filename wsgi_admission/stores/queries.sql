@@ -50,12 +50,14 @@ SELECT {ticket} FROM tickets WHERE number = (
 -- name: save
 UPDATE tickets SET
     state = :state, started_at = :started_at, completed_at = :completed_at, attempt = :attempt, crashes = :crashes,
-    cancelling = :cancelling, progress = :progress, note = :note, error = :error,
-    worker = COALESCE(:worker, worker), lease_until = COALESCE(:until, lease_until)
+    cancelling = :cancelling, progress = :progress, note = :note, error = :error
 WHERE number = :number;
 
+-- name: lease
+UPDATE tickets SET worker = :worker, lease_until = :until, lease_boot = :boot WHERE number = :number;
+
 -- name: renew
-UPDATE tickets SET lease_until = :until
+UPDATE tickets SET lease_until = :until, lease_boot = :boot
 WHERE line = :line AND id = :id AND attempt = :attempt AND state = 'processing';
 
 -- name: progress
@@ -63,7 +65,8 @@ UPDATE tickets SET progress = :fraction, note = :note
 WHERE line = :line AND id = :id AND attempt = :attempt AND state = 'processing';
 
 -- name: expired
-SELECT {ticket} FROM tickets WHERE line = :line AND state = 'processing' AND lease_until <= :now ORDER BY number;
+SELECT {ticket} FROM tickets
+WHERE line = :line AND state = 'processing' AND (lease_until <= :clock OR lease_boot <> :boot) ORDER BY number;
 
 -- name: ahead
 -- The better tiers are known as sums; only the ticket's own tier is counted.

@@ -118,21 +118,21 @@ def move(
     after: Ticket,
     *,
     now: float,
-    worker: str | None = None,
-    until: float | None = None,
 ) -> list[str]:
     """Save what became of a ticket and count it; return the names of files to remove after the commit.
 
     The request of a ticket that is final now is erased.
-
-    :param worker: who has claimed it, if that is the move, and ``until`` when.
     """
-    row = {**vars(after), "state": after.state.value, "worker": worker, "until": until}
-    connection.execute(SQL["save"], row)
+    connection.execute(SQL["save"], {**vars(after), "state": after.state.value})
     change = moves.delta(before, after)
     if change:
         _count(connection, line, after, change, now)
     return erase(connection, "request", after.number) if after.state.final else []
+
+
+def lease(connection: sqlite3.Connection, claimed: Ticket, worker: str, *, until: float, boot: str) -> None:
+    """Note whose a claimed ticket is, and until when by the clock of which boot."""
+    connection.execute(SQL["lease"], {"number": claimed.number, "worker": worker, "until": until, "boot": boot})
 
 
 def charge(connection: sqlite3.Connection, line: str, claimed: Ticket) -> None:

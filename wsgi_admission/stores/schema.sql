@@ -25,7 +25,8 @@ CREATE TABLE tickets (
     error TEXT NOT NULL,
     line TEXT NOT NULL,
     worker TEXT,                              -- who claimed it last
-    lease_until REAL,                         -- of the last claim
+    lease_until REAL,                         -- of the last claim, by the host's clock since the boot of this id
+    lease_boot TEXT,
     UNIQUE (line, id)
 );
 
@@ -35,7 +36,7 @@ CREATE TABLE tickets (
 CREATE INDEX queued ON tickets (line, route, tier_rank, start, number, state) WHERE state = 'queued';
 -- The queued tickets of one client.
 CREATE INDEX own ON tickets (line, tier, client, start, number) WHERE state = 'queued';
-CREATE INDEX leases ON tickets (line, lease_until) WHERE state = 'processing';
+CREATE INDEX leases ON tickets (line, lease_until, lease_boot) WHERE state = 'processing';
 CREATE INDEX finished ON tickets (line, completed_at) WHERE completed_at IS NOT NULL;
 
 -- The recordings, by the number of their ticket.  The body is in the row or in the file of this name.

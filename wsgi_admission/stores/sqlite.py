@@ -10,11 +10,12 @@ import json
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from wsgi_admission import host
 from wsgi_admission.errors import LeaseLost, UnknownTicket
 from wsgi_admission.policy.ordering import place
 from wsgi_admission.replay import Recording
@@ -35,18 +36,29 @@ class SQLiteStore(Store):
     :param name: the name of the line.
     :param durability: ``full`` or ``normal``, as for `open_store`.
     :param patience: seconds to wait for the file while others keep it locked.
+    :param clock: returns the seconds by which leases are measured, the same for all processes of the host.
+    :param boot: differs after each start of that clock; a lease of another boot has run out.
     :raises StoreError: when the file cannot or must not be used.
     :raises ValueError: for another durability.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, name: str = "main", durability: str = "full", patience: float = 2.0
+        self,
+        path: str | os.PathLike[str],
+        *,
+        name: str = "main",
+        durability: str = "full",
+        patience: float = 2.0,
+        clock: Callable[[], float] = host.clock,
+        boot: str | None = None,
     ) -> None:
         if durability not in {"full", "normal"}:
             raise ValueError(f"durability {durability!r}: expected full or normal")
         self._path = Path(path).absolute()  # the working directory may change later
         self._line = name
         self._durability = durability
+        self._clock = clock
+        self._boot = host.boot_id() if boot is None else boot
         opening.prepare(self._path, patience=patience)
         full = durability == "full"
         self._bodies = Bodies(self._path.with_name(f"{self._path.name}.bodies"), durable=full)
@@ -71,14 +83,15 @@ class SQLiteStore(Store):
                 return None
             before = rows.ticket_of(row)
             after = moves.claimed(before, now=now)
-            rows.move(connection, self._line, before, after, now=now, worker=worker, until=now + lease)
+            rows.move(connection, self._line, before, after, now=now)
+            rows.lease(connection, after, worker, until=self._clock() + lease, boot=self._boot)
             rows.charge(connection, self._line, after)
         return after
 
-    def renew(self, claims: Collection[tuple[str, int]], *, now: float, lease: float) -> set[tuple[str, int]]:
+    def renew(self, claims: Collection[tuple[str, int]], *, lease: float) -> set[tuple[str, int]]:
         """Set the end of each lease that is still held."""
         with self._connections.writing(durable=False) as connection:
-            where = {"line": self._line, "until": now + lease}
+            where = {"line": self._line, "until": self._clock() + lease, "boot": self._boot}
             return {
                 (ticket_id, attempt)
                 for ticket_id, attempt in claims
@@ -133,7 +146,8 @@ class SQLiteStore(Store):
         """Move every ticket whose lease ran out, in one transaction."""
         erased: list[str] = []
         with self._connections.writing() as connection:
-            expired = connection.execute(SQL["expired"], {"line": self._line, "now": now}).fetchall()
+            where = {"line": self._line, "clock": self._clock(), "boot": self._boot}
+            expired = connection.execute(SQL["expired"], where).fetchall()
             for before in map(rows.ticket_of, expired):
                 erased += rows.move(connection, self._line, before, moves.crashed(before, now=now), now=now)
         self._bodies.remove(erased)
