@@ -41,13 +41,14 @@ def call(*arguments: str, **environ: str) -> Result:
 
 def test_check_refuses_a_store_that_this_version_does_not_have() -> None:
     """Catches: a configuration called good with which the first request would fail; a password shown."""
-    Path("a.ini").write_text("[store]\nurl = redis://me:s3cret@host/0\n[route:x]\npath = /x\n", encoding="utf-8")
+    Path("a.ini").write_text("[store]\nurl = mysql://me:s3cret@host/0\n[route:x]\npath = /x\n", encoding="utf-8")
     result = call("check", "a.ini")
     assert result.exit_code == 1
     assert result.stderr == (
-        "a.ini [store] url = 'redis://me:********@host/0': this version has no store for 'redis://'.\n"
+        "a.ini [store] url = 'mysql://me:********@host/0': this version has no store for 'mysql://'.\n"
         "  url: where tickets and recordings are kept. "
-        "Expected: memory://, sqlite:///RELATIVE or sqlite:////ABSOLUTE.\n"
+        "Expected: memory://, sqlite:///RELATIVE, sqlite:////ABSOLUTE, redis://HOST:PORT/DB, rediss:// (with TLS) or "
+        "redis+unix:///SOCKET?db=0, and valkey likewise.\n"
     )
 
 

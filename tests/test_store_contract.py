@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.redis_servers import RedisServer
 from tests.store_model import LATE, ROUTES, Clock, Walk, read, recording, ticket
 from wsgi_admission.errors import ConfigError, FinalTicket, GoneTicket, LeaseLost, StoreError, UnknownTicket
 from wsgi_admission.stores import Store, open_store
@@ -27,21 +29,29 @@ from wsgi_admission.stores.records import (
     Tally,
     Worker,
 )
+from wsgi_admission.stores.redis import RedisStore
 from wsgi_admission.stores.sqlite import SQLiteStore
 from wsgi_admission.ticket import State, Ticket
 
 OpenLine = Callable[[str], Store]
 
 
-def _memory(_directory: Path, _name: str, clock: Clock) -> Store:
+Opener = Callable[[str, str, Clock], Store]
+
+
+def _memory(_url: str, _name: str, clock: Clock) -> Store:
     return MemoryStore(clock=clock)
 
 
-def _sqlite(directory: Path, name: str, clock: Clock) -> Store:
-    return SQLiteStore(directory / "line.db", name=name, durability="normal", clock=clock)
+def _sqlite(path: str, name: str, clock: Clock) -> Store:
+    return SQLiteStore(path, name=name, durability="normal", clock=clock)
 
 
-STORES: dict[str, Callable[[Path, str, Clock], Store]] = {"memory": _memory, "sqlite": _sqlite}
+def _redis(url: str, name: str, clock: Clock) -> Store:
+    return RedisStore(url, name=name, skew=lambda: clock() - time.time())
+
+
+STORES: dict[str, Opener] = {"memory": _memory, "sqlite": _sqlite, "redis": _redis, "valkey": _redis}
 
 
 @pytest.fixture
@@ -51,12 +61,16 @@ def clock() -> Clock:
 
 
 @pytest.fixture(params=STORES)
-def open_line(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[OpenLine]:
+def open_line(
+    request: pytest.FixtureRequest, tmp_path: Path, clock: Clock, shared_server: Callable[[str], RedisServer]
+) -> Iterator[OpenLine]:
     """Open lines by name, all at one place."""
+    kind = request.param
+    place = shared_server(kind).url if kind in {"redis", "valkey"} else str(tmp_path / "line.db")
     opened: list[Store] = []
 
     def open_named(name: str) -> Store:
-        opened.append(STORES[request.param](tmp_path, name, clock))
+        opened.append(STORES[kind](place, name, clock))
         return opened[-1]
 
     yield open_named

@@ -155,3 +155,17 @@ def _identity(path: Path, status: os.stat_result) -> tuple[int, int, int]:
             f"The file of slots {path} belongs to user {status.st_uid}, but this process runs as user {os.geteuid()}."
         )
     return os.getpid(), status.st_dev, status.st_ino
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder with mode 0700 if it is missing.
+
+    :raises StoreError: when it cannot be made, or is a link, somebody else's, or open to others.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.lstat()
+    except OSError as error:
+        raise StoreError(f"The folder {folder} cannot be made: {error.strerror}.") from error
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
+        raise StoreError(f"The folder {folder} must be this user's own, with mode 0700, and no link.")

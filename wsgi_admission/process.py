@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+import re
 import socket
 import time
 import uuid
@@ -11,11 +13,14 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import gettempdir
 
 from wsgi_admission.chores import Chore, Housekeeper
 from wsgi_admission.config import Admission, Config
 from wsgi_admission.errors import StoreError
 from wsgi_admission.load import Load, LoadMeter
+from wsgi_admission.locks import make_private
+from wsgi_admission.options.texts import store_url
 from wsgi_admission.policy.decision import Line
 from wsgi_admission.running import App
 from wsgi_admission.slots import HostSlots, LocalSlots, Slots
@@ -45,13 +50,31 @@ def route_limits(config: Config) -> dict[str, int]:
 
 
 def open_slots(config: Config) -> Slots:
-    """Return the slots of this host: in a file beside a SQLite store, in this process for a memory store."""
+    """Return the slots of this host: in this process alone for a memory store, else in a file."""
     limits = route_limits(config)
-    kind, _, path = config.store.url.partition(":///")
-    if kind != "sqlite":
+    if config.store.url == "memory://":
         return LocalSlots(config.admission.max_concurrent, limits)
-    file = Path(f"{path}-{config.admission.name}.slots").absolute()
-    return HostSlots(file, config.admission.max_concurrent, limits)
+    return HostSlots(slots_file(config), config.admission.max_concurrent, limits)
+
+
+def slots_file(config: Config) -> Path:
+    """Return the file of the slots of this host: beside a SQLite store, or private to the user for a store elsewhere.
+
+    The latter is ``$XDG_RUNTIME_DIR/wsgi-admission/`` or else ``$TMPDIR/wsgi-admission-UID/`` (``/tmp`` where that is
+    not set), and in it the name of the line with a hash of the store's URL.
+
+    :raises StoreError: when that folder cannot be made, or is not private.
+    """
+    kind, _, path = config.store.url.partition(":///")
+    name = config.admission.name
+    if kind == "sqlite":
+        return Path(f"{path}-{name}.slots").absolute()
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    folder = Path(runtime, "wsgi-admission") if runtime else Path(gettempdir(), f"wsgi-admission-{os.geteuid()}")
+    make_private(folder)
+    shown = store_url().mask(config.store.url)  # the slots are the same after a change of the password
+    digest = hashlib.sha256(f"{name}\0{shown}".encode()).hexdigest()[:16]
+    return folder / f"{re.sub('[^0-9A-Za-z_.-]', '_', name)[:64]}-{digest}.slots"
 
 
 @dataclass

@@ -6,6 +6,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl
 
 from wsgi_admission.options import Kind, closest
 
@@ -24,12 +25,18 @@ _METHODS = (
 #: Registered ones (IANA) that look like one of those and are not meant to be.
 _ALIKE = ("REPORT", "ORDERPATCH", "UNLINK")
 _HOST = r"(?:[0-9A-Za-z_.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
-#: scheme -> (the expression for what follows it, how it is written)
+#: scheme -> (the expression for what follows ://, how that is written)
 _STORES = {
-    "memory": ("", "memory://"),
+    "memory": ("", ""),
     # sqlite3 would open one :memory: for each thread; after the last slash a file must be named.
-    "sqlite": (r"/(?!:memory:).*[^/]", "sqlite:///RELATIVE or sqlite:////ABSOLUTE"),
+    "sqlite": (r"/(?!:memory:).*[^/]", "/RELATIVE or sqlite:////ABSOLUTE"),
+    **dict.fromkeys(
+        ("redis", "rediss", "valkey", "valkeys"), (rf"(?:[^@/]*@)?{_HOST}(?:/[0-9]*)?(?:\?.*)?", "HOST:PORT/DB")
+    ),
+    **dict.fromkeys(("redis+unix", "valkey+unix"), (r"(?:[^@/]*@)?/[^?]*[^/?](?:\?.*)?", "/SOCKET?db=0")),
 }
+#: What may stand after the '?' of a URL of Redis.
+_REDIS_PARAMETERS = ("db", "username", "password", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
 
 def choice(values: Mapping[str, T]) -> Kind[T]:
@@ -133,15 +140,27 @@ def store_url() -> Kind[str]:
             raise ValueError(f"this version has no store for {scheme + separator!r}")
         expression, shape = _STORES[scheme]
         if not re.fullmatch(expression, rest):
-            raise ValueError(f"must look like {shape}")
+            raise ValueError(f"must look like {scheme}://{shape}")
         if scheme == "sqlite" and re.search("[?#]", rest):
             raise ValueError("must be a path without '?' and '#': there are no parameters")
+        if scheme.startswith(("redis", "valkey")):
+            _check_parameters(rest.partition("?")[2])
 
     return string(
-        "memory://, sqlite:///RELATIVE or sqlite:////ABSOLUTE",
+        "memory://, sqlite:///RELATIVE, sqlite:////ABSOLUTE, redis://HOST:PORT/DB, rediss:// (with TLS) or "
+        "redis+unix:///SOCKET?db=0, and valkey likewise",
         check,
         mask=lambda text: re.sub(r"(://[^:@/]*:).*@|([?&]password=)[^&]*", _hidden, text),
     )
+
+
+def _check_parameters(query: str) -> None:
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name not in _REDIS_PARAMETERS:
+            meant = closest(name, _REDIS_PARAMETERS)
+            raise ValueError(f"has no parameter {name!r}" + (f"; did you mean {meant!r}?" if meant else ""))
+        if name == "db" and not re.fullmatch("[0-9]+", value):
+            raise ValueError("must have a number for db")
 
 
 def _hidden(found: re.Match[str]) -> str:

@@ -13,6 +13,7 @@ store must be opened in the process that uses it, never before a fork.
 from __future__ import annotations
 
 import abc
+import importlib.util
 from collections.abc import Collection, Hashable, Mapping
 
 from wsgi_admission.errors import ConfigError
@@ -20,6 +21,8 @@ from wsgi_admission.options.texts import store_url
 from wsgi_admission.replay import Recording
 from wsgi_admission.stores.records import Counts, Minute, Passed, Statistics, Worker
 from wsgi_admission.ticket import State, Ticket
+
+_REDIS = ("redis", "valkey")
 
 
 class Store(abc.ABC):
@@ -167,8 +170,10 @@ class Store(abc.ABC):
 def open_store(url: str, *, name: str = "main", durability: str = "full") -> Store:
     """Open the line ``name`` in the store at ``url``, creating what is missing.
 
-    :param url: ``memory://``, ``sqlite:///RELATIVE`` or ``sqlite:////ABSOLUTE``.
-    :param durability: ``full`` (survives power loss) or ``normal`` (survives the crash of any process).
+    :param url: ``memory://``, ``sqlite:///RELATIVE``, ``sqlite:////ABSOLUTE``, ``redis://HOST:PORT/DB``, ``rediss://``
+        (with TLS) or ``redis+unix:///SOCKET?db=0``; ``valkey`` stands for ``redis`` in each of these.
+    :param durability: ``full`` (survives power loss) or ``normal`` (survives the crash of any process).  How durable a
+        Redis server is, it is told by its own configuration.
     :raises ConfigError: for a URL of no known store.
     :raises StoreError: when the store cannot be opened.
     """
@@ -177,15 +182,24 @@ def open_store(url: str, *, name: str = "main", durability: str = "full") -> Sto
         from wsgi_admission.stores.memory import MemoryStore
 
         return MemoryStore()
+    if url.startswith(_REDIS):
+        from wsgi_admission.stores.redis import RedisStore
+
+        return RedisStore(url, name=name)
     from wsgi_admission.stores.sqlite import SQLiteStore
 
     return SQLiteStore(url.removeprefix("sqlite:///"), name=name, durability=durability)
 
 
 def check_url(url: str) -> None:
-    """Raise `ConfigError` if this version has no store for the URL."""
+    """Raise `ConfigError` if this version has no store for the URL, or lacks a package that it needs."""
     kind = store_url()
     try:
         kind.check(url)
     except ValueError as error:
         raise ConfigError(f"[store] url = {kind.mask(url)!r}: {error}. Expected: {kind.expected}.") from error
+    if url.startswith(_REDIS) and importlib.util.find_spec("redis") is None:
+        raise ConfigError(
+            f"[store] url = {kind.mask(url)!r}: the package redis is not installed. "
+            "Expected: pip install 'wsgi_admission[redis]'."
+        )

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.redis_servers import RedisServer, started
+
+
+@pytest.fixture(scope="session")
+def shared_server() -> Iterator[Callable[[str], RedisServer]]:
+    """Return an empty server of a kind; it is started when it is first asked for, and serves all tests."""
+    running: dict[str, RedisServer] = {}
+    # A Unix socket's path has room for about a hundred characters.
+    with tempfile.TemporaryDirectory(prefix="wa-", ignore_cleanup_errors=True) as folder:
+
+        def empty(kind: str) -> RedisServer:
+            if kind not in running:
+                running[kind] = started(Path(folder) / kind, kind)
+            assert running[kind].ask("FLUSHALL") == b"+OK\r\n"
+            return running[kind]
+
+        yield empty
+        for server in running.values():
+            server.stop()

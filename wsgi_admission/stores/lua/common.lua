@@ -1,0 +1,98 @@
+-- Put before every script; and before this: K, the keys of the line by name; F, the places of the fields of a ticket;
+-- SKEW, seconds that a test adds to the server's time.
+--
+-- A ticket is kept as a list of texts, numbers among them, so that none loses a digit on its way.  Where an order
+-- matters all scores are 0 and the members themselves sort: numbers that are not negative sort as their bytes do.
+
+local LAST = '\255'
+
+-- A text inside a member or a field, its length first: no text is then the beginning of another.
+local function text(value)
+    return struct.pack('>I4', #value) .. value
+end
+
+local function exact(number)
+    return string.format('%.17g', number)
+end
+
+local function clock()
+    local time = redis.call('TIME')
+    return time[1] + time[2] / 1000000 + SKEW
+end
+
+-- The end of a lease in whole tenths of a second: what is claimed together runs out together.
+local function lease_end(lease)
+    return exact(math.floor((clock() + lease) * 10) / 10)
+end
+
+local function load(id)
+    local packed = redis.call('HGET', K.tickets, id)
+    return packed and cmsgpack.unpack(packed)
+end
+
+local function save(t)
+    redis.call('HSET', K.tickets, t[F.id], cmsgpack.pack(t))
+end
+
+-- What to answer about a ticket that is not there.
+local function missing(id)
+    local owner = redis.call('HGET', K.gone, id)
+    return owner and {'gone', owner} or {'unknown'}
+end
+
+-- Say that something changed; told to others only if one of them has read since the last time.
+local function changed()
+    local version = redis.call('HINCRBY', K.meta, 'version', 1)
+    if redis.call('HGET', K.meta, 'watched') == '1' then
+        redis.call('HSET', K.meta, 'watched', '0')
+        redis.call('PUBLISH', K.meta, version)
+    end
+end
+
+-- Whoever reads what may change is told of the next change.
+local function watch()
+    if redis.call('HGET', K.meta, 'watched') ~= '1' then
+        redis.call('HSET', K.meta, 'watched', '1')
+    end
+end
+
+-- The tallies: name=number between spaces, for each tier and route.
+local function count(tier, route, change)
+    local field, sums = text(tier) .. text(route), {}
+    for name, sum in string.gmatch(redis.call('HGET', K.tallies, field) or '', '([%w_]+)=(%S+)') do
+        sums[name] = sum
+    end
+    for name, number in pairs(change) do
+        sums[name] = exact((sums[name] or 0) + number)
+    end
+    local words = {}
+    for name, sum in pairs(sums) do
+        words[#words + 1] = name .. '=' .. sum
+    end
+    redis.call('HSET', K.tallies, field, table.concat(words, ' '))
+end
+
+-- The tier and the route in a field of the tallies.
+local function tier_and_route(field)
+    local length = struct.unpack('>I4', field)
+    return string.sub(field, 5, 4 + length), string.sub(field, 9 + length)
+end
+
+local function count_minute(t, now, name)
+    local minute = math.floor(now / 60)
+    local member = struct.pack('>d', minute) .. text(t[F.tier]) .. text(t[F.route])
+    redis.call('ZADD', K.minutes, minute, member)
+    redis.call('HINCRBY', K.minute_counts, name .. member, 1)
+end
+
+-- The last run times of a route, between spaces, oldest first.
+local function add_run_times(route, seconds, kept)
+    local times = {}
+    for time in string.gmatch(redis.call('HGET', K.run_times, route) or '', '%S+') do
+        times[#times + 1] = time
+    end
+    for _, time in ipairs(seconds) do
+        times[#times + 1] = time
+    end
+    redis.call('HSET', K.run_times, route, table.concat(times, ' ', math.max(1, #times - kept + 1)))
+end

@@ -1,0 +1,26 @@
+-- id, attempt, state, now, error, run times to keep, '1' for a response, it, the name of its large body
+-- -> the ticket, or nil if the attempt is over
+local id, state, now = ARGV[1], ARGV[3], tonumber(ARGV[4])
+local t = held(id, ARGV[2])
+if not t then
+    local late = load(id)
+    if late then
+        count(late[F.tier], late[F.route], {late = 1})
+        changed()
+    end
+    return false
+end
+if t[F.cancelling] == '1' then
+    move(t, 'cancelled', now, {})
+    return t
+end
+if ARGV[7] == '1' then
+    keep('responses', id, ARGV[8], ARGV[9])
+end
+local seconds = run_seconds(t, now)
+if state == 'completed' then
+    add_run_times(t[F.route], {exact(seconds)}, tonumber(ARGV[6]))
+end
+t[F.error] = ARGV[5]
+move(t, state, now, {ran = 1, run_seconds = seconds})
+return t

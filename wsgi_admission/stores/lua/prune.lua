@@ -1,0 +1,15 @@
+-- before, now, how many at most -> how many tickets were removed
+local old = redis.call('ZRANGEBYSCORE', K.finished, '-inf', '(' .. ARGV[1], 'LIMIT', 0, ARGV[3])
+for _, id in ipairs(old) do
+    local t = load(id)
+    redis.call('HSET', K.gone, id, t[F.owner])
+    redis.call('ZADD', K.gone_at, ARGV[2], id)
+    erase('requests', id)
+    erase('responses', id)
+    redis.call('HDEL', K.tickets, id)
+    redis.call('ZREM', K.finished, id)
+end
+if old[1] then
+    changed()
+end
+return #old

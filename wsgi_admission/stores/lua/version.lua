@@ -1,0 +1,3 @@
+-- -> the version
+watch()
+return redis.call('HGET', K.meta, 'version') or '0'

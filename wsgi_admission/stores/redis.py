@@ -1,0 +1,299 @@
+"""One line in a Redis or Valkey server, for all processes of many machines.
+
+Every step is one Lua script, which the server runs as a whole or not at all; the scripts stand in the folder ``lua``,
+and what a line keeps in scripts.py.  How the server is reached, and what happens when it is not, is told in
+servers.py; how changes are noticed, in news.py.
+
+Leases are measured by the clock of the server.  What people see (when a ticket was created, started, completed) is
+what the caller says.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+from wsgi_admission.errors import (
+    GoneTicket,
+    LeaseLost,
+    StoreError,
+    StoreMismatch,
+    UnknownTicket,
+)
+from wsgi_admission.replay import Recording
+from wsgi_admission.stores import Store, moves
+from wsgi_admission.stores.chunks import Chunks
+from wsgi_admission.stores.news import News
+from wsgi_admission.stores.records import (
+    MINUTES_KEPT,
+    RATE_MINUTES,
+    REMEMBER_GONE,
+    RUN_TIMES,
+    WORKER_ALIVE,
+    Counts,
+    Minute,
+    Passed,
+    Statistics,
+    Worker,
+)
+from wsgi_admission.stores.replies import facts_of, tallies_of, ticket_of, told, values
+from wsgi_admission.stores.scripts import KEYS, key, script
+from wsgi_admission.stores.servers import Servers
+from wsgi_admission.stores.wire import Argument, decode, encode
+from wsgi_admission.ticket import State, Ticket
+
+#: The oldest server that is good enough.
+OLDEST = (6, 2)
+#: What the keys of a line hold, and how; another number is refused.
+SCHEMA = 1
+#: Tickets and other things that are removed in one step.
+BATCH = 200
+
+
+class RedisStore(Store):
+    """A line in a Redis or Valkey server; what the methods do is said by `Store`.
+
+    :param url: as for `open_store`.
+    :param name: the name of the line.
+    :param skew: returns seconds to be added to the time of the server; for tests.
+    :raises StoreUnavailable: when the server does not answer.
+    :raises StoreError: when it is too old, or may evict what is kept.
+    """
+
+    def __init__(self, url: str, *, name: str = "main", skew: Callable[[], float] = lambda: 0.0) -> None:
+        self._line = name
+        self._skew = skew
+        self._servers = Servers(url)
+        self._head = [str(len(KEYS)).encode(), *(encode(key(name, each)) for each in KEYS)]
+        self._chunks = Chunks(self._servers, name)
+        self._news = News(self._servers, key(name, "meta"))
+        try:
+            self._refuse_unfit()
+        except BaseException:
+            self._servers.close()
+            raise
+
+    def put(self, ticket: Ticket, request: Recording, *, now: float) -> Ticket:
+        """Send a large body first, then rank the ticket and add it."""
+        stored, body = self._chunks.send(request)
+        answer = self._step("put", now, stored, body, *values(ticket), "", body=body)
+        if answer[0] != b"ok":
+            raise StoreError(_REFUSED[answer[0]].format(id=ticket.id))
+        return replace(ticket, state=State.QUEUED, start=float(answer[1]), number=int(answer[2]))
+
+    def claim(self, worker: str, *, now: float, lease: float, routes: Collection[str]) -> Ticket | None:
+        """Look up the first ticket of each route, and take the best of them."""
+        found = self._step("claim", now, lease, worker, *routes)
+        return None if found is None else ticket_of(found)
+
+    def renew(self, claims: Collection[tuple[str, int]], *, lease: float) -> set[tuple[str, int]]:
+        """Set the end of each lease that is still held."""
+        asked = list(claims)
+        held = self._step("renew", lease, *(value for claim in asked for value in claim))
+        return {asked[number - 1] for number in held}
+
+    def progress(self, ticket_id: str, attempt: int, fraction: float, note: str) -> None:
+        """Write it into the ticket."""
+        if not self._step("progress", ticket_id, attempt, fraction, note):
+            raise LeaseLost(ticket_id, attempt)
+
+    def finish(
+        self, ticket_id: str, attempt: int, state: State, response: Recording | None, *, now: float, error: str = ""
+    ) -> Ticket:
+        """Send a large response first, then end the run."""
+        if state not in {State.COMPLETED, State.FAILED}:
+            raise ValueError(f"a run ends completed or failed, not {state.value}")
+        stored, body = (b"", "") if response is None else self._chunks.send(response)
+        there = "0" if response is None else "1"
+        ended = (ticket_id, attempt, state.value, now, error, RUN_TIMES)
+        found = self._step("finish", *ended, there, stored, body, body=body)
+        if found is None:
+            raise LeaseLost(ticket_id, attempt)
+        return ticket_of(found)
+
+    def release(self, ticket_id: str, attempt: int, *, now: float) -> None:
+        """Put the ticket back into the line."""
+        if not self._step("release", ticket_id, attempt, now):
+            raise LeaseLost(ticket_id, attempt)
+
+    def requeue_expired(self, *, now: float) -> int:
+        """Move every ticket whose lease ran out."""
+        found: int = self._step("requeue", now, moves.USED_UP)
+        return found
+
+    def cancel(self, ticket_id: str, *, now: float, reason: str = "") -> Ticket:
+        """Move the ticket, or mark it."""
+        return ticket_of(told(self._step("cancel", ticket_id, now, reason), ticket_id)[0])
+
+    def get(self, ticket_id: str) -> Ticket:
+        """Read the ticket's fields."""
+        return ticket_of(told(self._run("get", ticket_id), ticket_id)[0])
+
+    def request(self, ticket_id: str) -> Recording:
+        """Read the request, and a large body after it."""
+        try:
+            request = self._recording("requests", ticket_id)
+        except GoneTicket:
+            request = None
+        if request is None:
+            raise UnknownTicket(ticket_id)
+        return request
+
+    def response(self, ticket_id: str) -> Recording | None:
+        """Read the response, and a large body after it."""
+        return self._recording("responses", ticket_id)
+
+    def ahead(self, ticket_id: str) -> Mapping[str, int]:
+        """Count what stands before the ticket's place in each route: O(log n) each."""
+        found = told(self._run("ahead", ticket_id), ticket_id)
+        return {decode(route): number for route, number in zip(found[::2], found[1::2], strict=True)}
+
+    def counts(self) -> Counts:
+        """Return what was read last, if nobody has changed the line since.
+
+        What another process or machine did is known when its message has come, usually within a millisecond: a
+        newcomer may overtake who was put into the line at another machine in that moment.  When messages do not
+        come, the tallies are at most `news.UNSURE` seconds old, and never older than `news.SURE` seconds.
+        """
+        return self._news.cached("counts", lambda: tallies_of(self._run("counts")))
+
+    def statistics(self, *, now: float) -> Statistics:
+        """Return what was read last, if nobody has changed the line since and the minute is the same."""
+        first = int(now // 60) - RATE_MINUTES + 1
+        found, workers = self._news.cached("statistics", lambda: facts_of(self._run("statistics", first)), first)
+        return replace(found, workers=tuple(worker for worker, seen in workers if seen >= now - WORKER_ALIVE))
+
+    def minutes(self, *, since: float) -> list[Minute]:
+        """Read the minutes from that of ``since`` on."""
+        found = self._run("minutes", int(since // 60))
+        return sorted(
+            (
+                Minute(minute, decode(tier), decode(route), int(arrivals), int(completions))
+                for minute, tier, route, arrivals, completions in found
+            ),
+            key=lambda minute: (minute.minute, minute.tier, minute.route),
+        )
+
+    def observe(self, passed: Collection[Passed], *, now: float) -> None:  # noqa: ARG002 - they have no minute
+        """Count those of each tier and route together, and keep the order of the run times of each route."""
+        if not passed:
+            return
+        sums: dict[tuple[str, str], list[int]] = {}
+        times: dict[str, list[float]] = {}
+        for one in passed:
+            both = sums.setdefault((one.tier, one.route), [0, 0])
+            both[0] += 1
+            both[1] += one.shadowed
+            times.setdefault(one.route, []).append(one.seconds)
+        arguments: list[Argument] = [RUN_TIMES, len(sums)]
+        for key_, both in sums.items():
+            arguments += [*key_, *both]
+        for route, seconds in times.items():
+            last = seconds[-RUN_TIMES:]
+            arguments += [route, len(last), *last]
+        self._step("observe", *arguments)
+
+    def report(self, worker: Worker, *, now: float) -> None:
+        """Keep or forget the worker's report."""
+        self._step("report", worker.id, json.dumps({**vars(worker), "seen": now}) if worker.threads else "")
+
+    def prune(self, *, before: float, now: float) -> int:
+        """Remove in batches, each a step of its own, so that nobody has to wait long."""
+        removed = 0
+        while True:
+            batch: int = self._step("prune", before, now, BATCH)
+            removed += batch
+            if batch < BATCH:
+                break
+        rest = (now - REMEMBER_GONE, int(now // 60) - MINUTES_KEPT, now - WORKER_ALIVE, BATCH)
+        while self._run("prune_rest", *rest):
+            pass
+        self.maintain(now=now)
+        return removed
+
+    def maintain(self, *, now: float) -> None:  # noqa: ARG002 - what is to be removed is to be removed now
+        """Remove the large bodies that no ticket names any more."""
+        for name in self._servers.call(b"SMEMBERS", key(self._line, "trash")):
+            self._chunks.remove(decode(name))
+            self._servers.call(b"SREM", key(self._line, "trash"), name)
+
+    def changed(self) -> int:
+        """Return the number of changes so far, as it was read last."""
+        return int(self._news.cached("version", lambda: self._run("version")))
+
+    def health(self) -> dict[str, str]:
+        """Ask the server what it is."""
+        told = self._information()
+        version = told.get("valkey_version") or told["redis_version"]
+        return {
+            "kind": "valkey" if "valkey_version" in told else "redis",
+            "version": version,
+            "url": self._servers.shown,
+            "role": told.get("role", ""),
+            "aof": "on" if told.get("aof_enabled") == "1" else "off",
+            "memory": told.get("used_memory", ""),
+        }
+
+    def close(self) -> None:
+        """Close the connections, and let the listening thread end."""
+        self._news.close()
+        self._servers.close()
+
+    def _refuse_unfit(self) -> None:
+        told = self._information()
+        shown, version = self._servers.shown, told["redis_version"]
+        if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+            raise StoreError(f"{shown} is Redis {version}; {'.'.join(map(str, OLDEST))} or newer is needed.")
+        policy = told.get("maxmemory_policy", "noeviction")
+        if policy != "noeviction":
+            raise StoreError(
+                f"{shown} has the maxmemory-policy {policy!r}, by which accepted requests would be evicted; "
+                "set it to noeviction."
+            )
+        self._servers.call(b"HSETNX", key(self._line, "meta"), "schema", SCHEMA)
+        found = decode(self._servers.call(b"HGET", key(self._line, "meta"), "schema"))
+        if found != str(SCHEMA):
+            raise StoreMismatch(
+                f"The line {self._line!r} in {shown} was written by another version of this package "
+                f"(schema {found}, expected {SCHEMA})."
+            )
+
+    def _information(self) -> dict[str, str]:
+        lines = decode(self._servers.call(b"INFO")).splitlines()
+        return dict(line.split(":", 1) for line in lines if ":" in line)
+
+    def _run(self, name: str, *arguments: Argument, body: str = "") -> Any:
+        head = self._head
+        if body:
+            head = [str(len(KEYS) + 1).encode(), *head[1:], encode(self._chunks.key(body))]
+        return self._servers.run(script(name), head, (self._skew(), *arguments))
+
+    def _step(self, name: str, *arguments: Argument, body: str = "") -> Any:
+        """Run a script that changes the line."""
+        try:
+            return self._run(name, *arguments, body=body)
+        finally:
+            self._news.changed()
+
+    def _recording(self, kind: str, ticket_id: str) -> Recording | None:
+        seen = None
+        while True:
+            answer = self._run("recording", kind, ticket_id)
+            if answer[0] == b"none":
+                return None
+            stored, body = told(answer, ticket_id)
+            recording = self._chunks.recording(stored, decode(body))
+            if recording is not None:
+                return recording
+            # Erased after it was looked up: then it is not found a second time.
+            if body == seen:
+                raise StoreError(f"The recorded body {self._chunks.key(decode(body))} is missing.")
+            seen = body
+
+
+_REFUSED = {
+    b"taken": "There is a ticket {id} already.",
+    b"no body": "The body of ticket {id} was not kept.",
+}

@@ -1,0 +1,197 @@
+"""The connections of a process to a Redis server, and what happens when it does not answer.
+
+A connection is used by one call at a time and dropped after any error, a timeout or an interruption: a reply that
+comes late can never be taken for that of another command.  Connections are made in the process that uses them; those
+that a fork inherits are left alone.
+
+After a failure nothing is tried for a while (breaker.py), so a request waits for a dead server once: `CONNECT_TIMEOUT`
+to be connected, `GREETING_TIMEOUT` for each step until the command is sent (password, database, sending), and
+`REPLY_TIMEOUT` for the answer; 2 s in all.  Looking up a host name is not limited: name the server by an address, or by
+a name that the machine knows itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from redis.backoff import NoBackoff
+from redis.connection import Connection, parse_url
+from redis.exceptions import AuthenticationError, MovedError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as Unconnected
+from redis.exceptions import TimeoutError as TimedOut
+from redis.retry import Retry
+
+from wsgi_admission.errors import StoreError, StoreUnavailable
+from wsgi_admission.options.texts import store_url
+from wsgi_admission.stores.breaker import PAUSE, Breaker, Tripped
+from wsgi_admission.stores.scripts import Script
+from wsgi_admission.stores.wire import Argument, Wire, pack
+
+#: Seconds to be connected, for each step before the first command, and for the answer to a command.
+CONNECT_TIMEOUT = 0.3
+GREETING_TIMEOUT = 0.2
+REPLY_TIMEOUT = 1.0
+
+# The beginnings of errors that pass: no memory, no disk, a replica, a cluster that changes.
+_PASSING = (
+    *("OOM", "MISCONF", "READONLY", "NOREPLICAS", "MASTERDOWN", "LOADING", "BUSY", "TRYAGAIN", "CLUSTERDOWN", "MOVED"),
+    *("ASK", "UNBLOCKED", "NOAUTH", "NOPERM", "WRONGPASS"),
+)
+
+
+class Servers:
+    """Calls of one process, and of those that it forks, to the server at a URL.
+
+    :param url: as for `open_store`.
+    :param pause: seconds for which nothing is tried after a failure.
+    """
+
+    def __init__(self, url: str, *, pause: float = PAUSE) -> None:
+        #: The URL without its password.
+        self.shown = store_url().mask(url)
+        self._pause = pause
+        options: dict[str, Any] = parse_url(_plain(url))  # type: ignore[no-untyped-call]  # it has no types
+        self._make: Callable[..., Wire] = options.pop("connection_class", Connection)
+        self._options = {
+            **options,
+            "socket_connect_timeout": CONNECT_TIMEOUT,
+            "socket_timeout": GREETING_TIMEOUT,
+            "retry": Retry(NoBackoff(), 0),  # the breaker decides when to try again
+            "protocol": 2,
+            "driver_info": None,
+        }
+        self._own = _Own(self._pause)
+        self._inherited: list[_Own] = []
+
+    def call(self, *command: Argument) -> Any:
+        """Send a command and return its reply; texts in it are bytes.
+
+        :raises StoreUnavailable: when there is no reply in time, or the server cannot do it just now.
+        :raises StoreError: when the server refuses it.
+        """
+        return self._exchange(lambda connection: _ask(connection, pack(command)))
+
+    def run(self, script: Script, head: Sequence[bytes], arguments: Sequence[Argument]) -> Any:
+        """Run a script, which is sent whole only if the server does not know it yet; raises as `call`.
+
+        :param head: the number of keys and the keys.
+        """
+
+        def ask(connection: Wire) -> Any:
+            try:
+                return _ask(connection, pack((b"EVALSHA", script.sha, *head, *arguments)))
+            except NoScriptError:
+                return _ask(connection, pack((b"EVAL", script.source, *head, *arguments)))
+
+        return self._exchange(ask)
+
+    def connect(self) -> Wire:
+        """Return a new connection that the caller closes.  Raises as redis-py does."""
+        connection = self._make(**self._options)
+        connection.connect()
+        return connection
+
+    def close(self) -> None:
+        """Close the connections that nobody uses."""
+        own = self._mine()
+        own.closed = True
+        own.drop()
+
+    def _mine(self) -> _Own:
+        own = self._own
+        if own.pid != os.getpid():
+            self._inherited.append(own)  # still referenced: nothing of it is closed here
+            own = self._own = _Own(self._pause)
+        return own
+
+    def _exchange(self, ask: Callable[[Wire], Any]) -> Any:
+        own = self._mine()
+        if own.closed:
+            raise StoreError(f"The store {self.shown} was closed.")
+        try:
+            with own.breaker:
+                return self._followed(own, ask)
+        except Tripped as error:
+            raise StoreUnavailable(f"{self.shown} did not answer a moment ago.") from error
+        except AuthenticationError as error:
+            own.drop()
+            raise StoreUnavailable(f"{self.shown} refuses the user or the password: {error}.") from error
+        except (Unconnected, TimedOut, OSError) as error:
+            own.drop()
+            raise StoreUnavailable(f"{self.shown} does not answer: {error}.") from error
+        except RedisError as error:
+            if str(error).startswith(_PASSING) or type(error) is not ResponseError:
+                raise StoreUnavailable(f"{self.shown} cannot do it just now: {error}.") from error
+            raise StoreError(f"{self.shown} refused: {error}.") from error
+
+    def _followed(self, own: _Own, ask: Callable[[Wire], Any]) -> Any:
+        try:
+            return self._once(own, ask)
+        except MovedError as moved:
+            # This is a node of a cluster, and all keys of a line are on one other node.
+            self._options.update(host=moved.host, port=moved.port)
+            own.drop()
+            return self._once(own, ask)
+
+    def _once(self, own: _Own, ask: Callable[[Wire], Any]) -> Any:
+        connection = own.idle() or self.connect()
+        try:
+            reply = ask(connection)
+        except ResponseError:
+            own.put_back(connection)  # an answer like any other
+            raise
+        except BaseException:
+            connection.disconnect()
+            raise
+        own.put_back(connection)
+        return reply
+
+
+class _Own:
+    """What one process has: idle connections, and its breaker."""
+
+    def __init__(self, pause: float) -> None:
+        self.pid = os.getpid()
+        self.closed = False
+        self.breaker = Breaker(pause)
+        self._idle: list[Wire] = []
+
+    def idle(self) -> Wire | None:
+        """Return a connection that is ready for a command, if there is one."""
+        while self._idle:
+            try:
+                connection = self._idle.pop()
+                if not connection.can_read(timeout=0):
+                    return connection
+                connection.disconnect()  # nobody has asked for what came
+            except IndexError:
+                break
+            except (RedisError, OSError):
+                pass  # closed by the server meanwhile
+        return None
+
+    def put_back(self, connection: Wire) -> None:
+        """Keep a connection for the next call."""
+        if self.closed:
+            connection.disconnect()
+        else:
+            self._idle.append(connection)
+
+    def drop(self) -> None:
+        """Close the idle connections."""
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.disconnect()
+
+
+def _ask(connection: Wire, command: bytes) -> Any:
+    connection.send_packed_command([command], check_health=False)
+    return connection.read_response(timeout=REPLY_TIMEOUT)
+
+
+def _plain(url: str) -> str:
+    """Return the URL with the scheme under which redis-py knows it."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme.replace('valkey', 'redis').replace('redis+unix', 'unix')}://{rest}"
