@@ -38,10 +38,10 @@ from wsgi_admission.stores.records import (
     Statistics,
     Worker,
 )
-from wsgi_admission.stores.replies import facts_of, tallies_of, ticket_of, told, values
+from wsgi_admission.stores.replies import facts_of, kept, minutes_of, tallies_of, ticket_of, told
 from wsgi_admission.stores.scripts import KEYS, key, script
 from wsgi_admission.stores.servers import Servers
-from wsgi_admission.stores.wire import Argument, decode, encode
+from wsgi_admission.stores.wire import Argument, decode
 from wsgi_admission.ticket import State, Ticket
 
 #: The oldest server that is good enough.
@@ -66,7 +66,7 @@ class RedisStore(Store):
         self._line = name
         self._skew = skew
         self._servers = Servers(url)
-        self._head = [str(len(KEYS)).encode(), *(encode(key(name, each)) for each in KEYS)]
+        self._keys = [key(name, each) for each in KEYS]
         self._chunks = Chunks(self._servers, name)
         self._news = News(self._servers, key(name, "meta"))
         try:
@@ -78,7 +78,7 @@ class RedisStore(Store):
     def put(self, ticket: Ticket, request: Recording, *, now: float) -> Ticket:
         """Send a large body first, then rank the ticket and add it."""
         stored, body = self._chunks.send(request)
-        answer = self._step("put", now, stored, body, *values(ticket), "", body=body)
+        answer = self._step("put", now, stored, body, kept(ticket), body=body)
         if answer[0] != b"ok":
             raise StoreError(_REFUSED[answer[0]].format(id=ticket.id))
         return replace(ticket, state=State.QUEUED, start=float(answer[1]), number=int(answer[2]))
@@ -167,14 +167,7 @@ class RedisStore(Store):
 
     def minutes(self, *, since: float) -> list[Minute]:
         """Read the minutes from that of ``since`` on."""
-        found = self._run("minutes", int(since // 60))
-        return sorted(
-            (
-                Minute(minute, decode(tier), decode(route), int(arrivals), int(completions))
-                for minute, tier, route, arrivals, completions in found
-            ),
-            key=lambda minute: (minute.minute, minute.tier, minute.route),
-        )
+        return minutes_of(self._run("minutes", int(since // 60)))
 
     def observe(self, passed: Collection[Passed], *, now: float) -> None:  # noqa: ARG002 - they have no minute
         """Count those of each tier and route together, and keep the order of the run times of each route."""
@@ -265,10 +258,8 @@ class RedisStore(Store):
         return dict(line.split(":", 1) for line in lines if ":" in line)
 
     def _run(self, name: str, *arguments: Argument, body: str = "") -> Any:
-        head = self._head
-        if body:
-            head = [str(len(KEYS) + 1).encode(), *head[1:], encode(self._chunks.key(body))]
-        return self._servers.run(script(name), head, (self._skew(), *arguments))
+        keys = [*self._keys, self._chunks.key(body)] if body else self._keys
+        return self._servers.run(script(name), keys, (self._skew(), *arguments))
 
     def _step(self, name: str, *arguments: Argument, body: str = "") -> Any:
         """Run a script that changes the line."""

@@ -3,47 +3,55 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import fields
 from types import MappingProxyType
 from typing import Any
 
 from wsgi_admission.errors import FinalTicket, GoneTicket, UnknownTicket
-from wsgi_admission.stores.records import Counts, Statistics, Tally, Worker
-from wsgi_admission.stores.wire import Argument, decode
+from wsgi_admission.stores.records import Counts, Minute, Statistics, Tally, Worker
+from wsgi_admission.stores.scripts import FIELDS
+from wsgi_admission.stores.wire import decode
 from wsgi_admission.ticket import State, Ticket
 
-_NUMBERS: dict[str, Callable[[bytes | str], Any]] = {"float": float, "int": int, "float | None": float}
+_NUMBERS: dict[str, Callable[[str], Any]] = {"float": float, "int": int, "float | None": float}
 
 
-def values(ticket: Ticket) -> Iterable[Argument]:
-    """Return the fields of a ticket as texts."""
-    for value in vars(ticket).values():
-        if isinstance(value, bool):
-            yield "1" if value else "0"
-        elif isinstance(value, State):
-            yield value.value
-        else:
-            yield "" if value is None else value
+def kept(ticket: Ticket) -> str:
+    """Return a ticket as it is kept."""
+    return json.dumps([*map(_text, vars(ticket).values()), *[""] * (len(FIELDS) - len(_READERS))], ensure_ascii=False)
 
 
-def _reader(kind: str) -> Callable[[bytes], Any]:
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value.value if isinstance(value, State) else value
+    if value is None:
+        return ""
+    return repr(int(value) if isinstance(value, bool) else value)
+
+
+def _reader(kind: str) -> Callable[[str], Any]:
+    if kind == "str":
+        return str
     if kind == "State":
-        return lambda value: State(decode(value))
+        return State
     if kind == "bool":
-        return lambda value: value == b"1"
-    number = _NUMBERS.get(kind)
-    if number is None:
-        return decode
-    return lambda value: number(value) if value else None
+        return lambda text: text == "1"
+    number = _NUMBERS[kind]
+    return lambda text: number(text) if text else None
 
 
 _READERS = [_reader(str(field.type)) for field in fields(Ticket)]
 
 
-def ticket_of(values: list[bytes]) -> Ticket:
-    """Return the ticket with these fields."""
-    return Ticket(*(read(value) for read, value in zip(_READERS, values)))  # noqa: B905 - a field of our own follows
+def ticket_of(answer: bytes) -> Ticket:
+    """Return a ticket that was kept."""
+    return Ticket(*(read(text) for read, text in zip(_READERS, parsed(answer), strict=False)))
+
+
+def parsed(answer: bytes) -> Any:
+    """Return what JSON says; an empty list of Lua is an empty object in it, and is false as well."""
+    return json.loads(decode(answer))
 
 
 def told(answer: list[Any], ticket_id: str) -> list[Any]:
@@ -61,23 +69,21 @@ def told(answer: list[Any], ticket_id: str) -> list[Any]:
 _TALLY = {field.name: _NUMBERS[str(field.type)] for field in fields(Tally)}
 
 
-def tallies_of(found: list[bytes]) -> Counts:
+def tallies_of(answer: bytes) -> Counts:
     """Return what ``counts`` answered."""
-    tallies = {}
+    found, tallies = parsed(answer) or [], {}
     for tier, route, sums in zip(found[::3], found[1::3], found[2::3], strict=True):
-        pairs = (pair.split("=") for pair in decode(sums).split())
-        tallies[decode(tier), decode(route)] = Tally(**{name: _TALLY[name](sum_) for name, sum_ in pairs})
+        pairs = (pair.split("=") for pair in sums.split())
+        tallies[tier, route] = Tally(**{name: _TALLY[name](number) for name, number in pairs})
     return MappingProxyType(tallies)
 
 
-def facts_of(found: list[Any]) -> tuple[Statistics, list[tuple[Worker, float]]]:
+def facts_of(answer: bytes) -> tuple[Statistics, list[tuple[Worker, float]]]:
     """Return what ``statistics`` answered, and the workers with when they were seen last."""
-    running, run_times, reports, completions = found
-    started = sorted((float(start), int(number), decode(route)) for route, start, number in running)
-    times = {
-        decode(route): tuple(map(float, line.split()))
-        for route, line in zip(run_times[::2], run_times[1::2], strict=True)
-    }
+    running, run_times, reports, completions = parsed(answer)
+    started = sorted((float(start), int(number), route) for route, start, number in running)
+    lines = zip(run_times[::2], run_times[1::2], strict=True) if run_times else ()
+    times = {route: tuple(map(float, line.split())) for route, line in lines}
     workers = []
     for report in sorted(map(json.loads, reports), key=lambda each: str(each["id"])):
         seen = report.pop("seen")
@@ -86,3 +92,9 @@ def facts_of(found: list[Any]) -> tuple[Statistics, list[tuple[Worker, float]]]:
         tuple((route, start) for start, _, route in started), MappingProxyType(times), completions=completions
     )
     return statistics, workers
+
+
+def minutes_of(answer: bytes) -> list[Minute]:
+    """Return what ``minutes`` answered, oldest first."""
+    found = sorted(parsed(answer) or [])
+    return [Minute(minute, tier, route, int(arrivals), int(done)) for minute, tier, route, arrivals, done in found]

@@ -73,17 +73,15 @@ class Servers:
         """
         return self._exchange(lambda connection: _ask(connection, pack(command)))
 
-    def run(self, script: Script, head: Sequence[bytes], arguments: Sequence[Argument]) -> Any:
-        """Run a script, which is sent whole only if the server does not know it yet; raises as `call`.
-
-        :param head: the number of keys and the keys.
-        """
+    def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
+        """Run a script, which is sent whole only if the server does not know it yet; raises as `call`."""
+        rest = (len(keys), *keys, *arguments)
 
         def ask(connection: Wire) -> Any:
             try:
-                return _ask(connection, pack((b"EVALSHA", script.sha, *head, *arguments)))
+                return _ask(connection, pack((b"EVALSHA", script.sha, *rest)))
             except NoScriptError:
-                return _ask(connection, pack((b"EVAL", script.source, *head, *arguments)))
+                return _ask(connection, pack((b"EVAL", script.source, *rest)))
 
         return self._exchange(ask)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Protocol
 
 Argument = bytes | str | int | float
@@ -29,11 +30,23 @@ class Wire(Protocol):
 
 def pack(command: Sequence[Argument]) -> bytes:
     """Return a command as it goes over the wire."""
-    parts = [b"*%d\r\n" % len(command)]
-    for argument in command:
-        value = argument if isinstance(argument, bytes) else encode(argument)
-        parts.append(b"$%d\r\n%b\r\n" % (len(value), value))
-    return b"".join(parts)
+    return b"*%d\r\n" % len(command) + b"".join(map(_part, command))
+
+
+def _part(argument: Argument) -> bytes:
+    if isinstance(argument, str):
+        return _known(argument) if len(argument) < 100 else _framed(encode(argument))
+    return _framed(argument if isinstance(argument, bytes) else encode(argument))
+
+
+def _framed(value: bytes) -> bytes:
+    return b"$%d\r\n%b\r\n" % (len(value), value)
+
+
+# Keys and names are the same in most commands.
+@lru_cache(maxsize=1000)
+def _known(text: str) -> bytes:
+    return _framed(encode(text))
 
 
 def encode(value: str | float) -> bytes:

@@ -12,10 +12,8 @@ if t[F.error] == '' then
 end
 if t[F.state] == 'queued' then
     t[F.error] = ARGV[3]
-    move(t, 'cancelled', now, {})
-else
-    t[F.cancelling] = '1'
-    save(t)
-    changed()
+    return {'ok', move(t, 'cancelled', now, {})}
 end
-return {'ok', t}
+t[F.cancelling] = '1'
+changed()
+return {'ok', save(t)}

@@ -27,7 +27,7 @@ end
 t[F.attempt] = tostring(t[F.attempt] + 1)
 t[F.started_at] = exact(now)
 t[F.worker] = ARGV[3]
-move(t, 'processing', now, change)
+local kept = move(t, 'processing', now, change)
 redis.call('ZADD', K.leases, lease_end(ARGV[2]), first)
 charge(t)
-return t
+return kept

@@ -1,7 +1,7 @@
 -- Put before every script; and before this: K, the keys of the line by name; F, the places of the fields of a ticket;
 -- SKEW, seconds that a test adds to the server's time.
 --
--- A ticket is kept as a list of texts, numbers among them, so that none loses a digit on its way.  Where an order
+-- A ticket is kept as a JSON list of texts, numbers among them, so that none loses a digit on its way.  Where an order
 -- matters all scores are 0 and the members themselves sort: numbers that are not negative sort as their bytes do.
 
 local LAST = '\255'
@@ -26,12 +26,15 @@ local function lease_end(lease)
 end
 
 local function load(id)
-    local packed = redis.call('HGET', K.tickets, id)
-    return packed and cmsgpack.unpack(packed)
+    local json = redis.call('HGET', K.tickets, id)
+    return json and cjson.decode(json)
 end
 
+-- Keep a ticket, and return it as it is kept.
 local function save(t)
-    redis.call('HSET', K.tickets, t[F.id], cmsgpack.pack(t))
+    local json = cjson.encode(t)
+    redis.call('HSET', K.tickets, t[F.id], json)
+    return json
 end
 
 -- What to answer about a ticket that is not there.
@@ -81,8 +84,9 @@ end
 local function count_minute(t, now, name)
     local minute = math.floor(now / 60)
     local member = struct.pack('>d', minute) .. text(t[F.tier]) .. text(t[F.route])
-    redis.call('ZADD', K.minutes, minute, member)
-    redis.call('HINCRBY', K.minute_counts, name .. member, 1)
+    if redis.call('HINCRBY', K.minute_counts, name .. member, 1) == 1 then
+        redis.call('ZADD', K.minutes, minute, member)
+    end
 end
 
 -- The last run times of a route, between spaces, oldest first.

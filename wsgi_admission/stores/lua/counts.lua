@@ -1,4 +1,4 @@
--- -> tier, route, tally, and so on
+-- -> JSON: tier, route, tally, and so on
 watch()
 local found = {}
 local tallies = redis.call('HGETALL', K.tallies)
@@ -6,4 +6,4 @@ for field = 1, #tallies, 2 do
     local tier, route = tier_and_route(tallies[field])
     found[#found + 1], found[#found + 2], found[#found + 3] = tier, route, tallies[field + 1]
 end
-return found
+return cjson.encode(found)

@@ -11,17 +11,16 @@ if not t then
     return false
 end
 if t[F.cancelling] == '1' then
-    move(t, 'cancelled', now, {})
-    return t
+    return move(t, 'cancelled', now, {})
 end
 local seconds = run_seconds(t, now)
 t[F.error] = ARGV[5]
 -- The move comes first, and in it a removal: that is done even when memory is used up, and all that follows it.
-move(t, state, now, {ran = 1, run_seconds = seconds})
+local kept = move(t, state, now, {ran = 1, run_seconds = seconds})
 if ARGV[7] == '1' then
     keep('responses', id, ARGV[8], ARGV[9])
 end
 if state == 'completed' then
     add_run_times(t[F.route], {exact(seconds)}, tonumber(ARGV[6]))
 end
-return t
+return kept

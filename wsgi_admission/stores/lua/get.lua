@@ -1,3 +1,3 @@
 -- id -> 'ok' and the ticket, or what is missing
-local t = load(ARGV[1])
-return t and {'ok', t} or missing(ARGV[1])
+local kept = redis.call('HGET', K.tickets, ARGV[1])
+return kept and {'ok', kept} or missing(ARGV[1])

@@ -1,4 +1,4 @@
--- the first minute -> minute, tier, route, arrivals and completions of each
+-- the first minute -> JSON: minute, tier, route, arrivals and completions of each
 local found = {}
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', K.minutes, ARGV[1], '+inf')) do
     local tier, route = tier_and_route(string.sub(member, 9))
@@ -6,4 +6,4 @@ for _, member in ipairs(redis.call('ZRANGEBYSCORE', K.minutes, ARGV[1], '+inf'))
     local minute = struct.unpack('>d', member)
     found[#found + 1] = {minute, tier, route, counts[1] or '0', counts[2] or '0'}
 end
-return found
+return cjson.encode(found)

@@ -60,7 +60,7 @@ local function keep(kind, id, recording, body)
     end
 end
 
--- Put a ticket where it belongs in its new state, and count that along with the other changes.
+-- Put a ticket where it belongs in its new state, and count that along with the other changes; return it as kept.
 local function move(t, state, now, change)
     local before = t[F.state]
     if before == 'queued' then
@@ -85,9 +85,9 @@ local function move(t, state, now, change)
             count_minute(t, now, 'completions')
         end
     end
-    save(t)
     count(t[F.tier], t[F.route], change)
     changed()
+    return save(t)
 end
 
 -- Its worker gives it back, or died: to its old place, or cancelled if that was asked for.

@@ -1,8 +1,5 @@
--- now, request, the name of its large body, the fields of the ticket -> 'ok', start, number
-local now, t = tonumber(ARGV[1]), {}
-for field = 4, #ARGV do
-    t[#t + 1] = ARGV[field]
-end
+-- now, request, the name of its large body, the ticket -> 'ok', start, number
+local now, t = tonumber(ARGV[1]), cjson.decode(ARGV[4])
 local id = t[F.id]
 if redis.call('HEXISTS', K.tickets, id) == 1 then
     return {'taken'}

@@ -1,5 +1,5 @@
 -- the first minute of which completions count
--- -> route, start and number of what runs; routes and run times; workers; completions
+-- -> JSON: route, start and number of what runs; routes and run times; workers; completions
 watch()
 local running, completions = {}, 0
 for _, id in ipairs(redis.call('ZRANGE', K.leases, 0, -1)) do
@@ -9,4 +9,4 @@ end
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', K.minutes, ARGV[1], '+inf')) do
     completions = completions + (redis.call('HGET', K.minute_counts, 'completions' .. member) or 0)
 end
-return {running, redis.call('HGETALL', K.run_times), redis.call('HVALS', K.workers), completions}
+return cjson.encode({running, redis.call('HGETALL', K.run_times), redis.call('HVALS', K.workers), completions})
