@@ -323,6 +323,45 @@ def test_without_crash_retries_the_first_death_is_the_last(store: Store, clock: 
     assert store.get(new.id).state is State.FAILED
 
 
+def test_what_a_dead_worker_ran_comes_back_at_once(store: Store) -> None:
+    """Catches: a burial that waits for the lease, takes what others run or what is over, or counts no crash."""
+    first, second, over, others = (put(store, client) for client in ("ann", "bob", "cid", "dan"))
+    runs = [store.claim(worker, now=1, lease=99, routes=ROUTES) for worker in ("dead", "dead", "dead", "alive")]
+    assert runs[2] is not None
+    finish(store, runs[2])
+    assert store.bury("dead", now=2) == 2
+    for back in (first, second):
+        assert store.get(back.id) == replace(back, attempt=1, crashes=1)
+    assert store.get(over.id).state is State.COMPLETED
+    assert store.get(others.id).state is State.PROCESSING
+    assert store.counts()["donor", "image"].crashed == 2
+    assert claim_all(store) == [first.id, second.id]
+
+
+def test_a_dead_worker_is_buried_once(store: Store, clock: Clock) -> None:
+    """Catches: a crash for each of those who notice, or one more from the lease; a ticket taken from who has it now."""
+    new = put(store, crash_retries=1)
+    store.claim("dead", now=1, lease=30, routes=ROUTES)
+    assert [store.bury("dead", now=2) for _ in range(3)] == [1, 0, 0]
+    clock.go_on(31)
+    assert store.requeue_expired(now=33) == 0
+    store.claim("alive", now=33, lease=30, routes=ROUTES)
+    assert store.bury("dead", now=34) == 0
+    assert store.get(new.id).state is State.PROCESSING
+    assert store.counts()["donor", "image"].crashed == store.get(new.id).crashes == 1
+
+
+def test_burying_uses_up_the_crash_retries(store: Store) -> None:
+    """Catches: a burial that runs again what must not be repeated, or what nobody wants any more."""
+    fails, unwanted = put(store, "ann", crash_retries=0), put(store, "bob")
+    for _ in range(2):
+        store.claim("dead", now=1, lease=30, routes=ROUTES)
+    store.cancel(unwanted.id, now=1, reason="Not wanted.")
+    assert store.bury("dead", now=5) == 2
+    assert (store.get(fails.id).state, store.get(fails.id).completed_at) == (State.FAILED, 5)
+    assert store.get(unwanted.id).state is State.CANCELLED
+
+
 def test_a_released_ticket_keeps_its_place_and_its_chances(store: Store) -> None:
     """Catches: a release that counts as a crash, or that puts the ticket at the end."""
     first, second = put(store, "ann", crash_retries=0), put(store, "bob")
@@ -776,7 +815,7 @@ def test_what_runs_is_told_with_its_start(store: Store) -> None:
 
 def test_workers_are_alive_as_long_as_they_report(store: Store) -> None:
     """Catches: workers that live for ever, or that die while they report."""
-    one, two = Worker("w1", "host", 10, 3, 5), Worker("w2", "host", 11, 2, 5)
+    one, two = Worker("w1", "host", 10, 3, 5, born=1234567.89), Worker("w2", "host", 11, 2, 5)
     store.report(two, now=0)
     store.report(one, now=0)
     assert store.statistics(now=WORKER_ALIVE).workers == (one, two)
@@ -785,6 +824,8 @@ def test_workers_are_alive_as_long_as_they_report(store: Store) -> None:
     store.report(replace(one, threads=0), now=11)
     store.report(replace(two, id="never there", threads=0), now=11)
     assert store.statistics(now=11).workers == (two,)
+    assert store.bury(two.id, now=11) == store.bury("never there", now=11) == 0
+    assert store.statistics(now=11).workers == ()
 
 
 def test_arrivals_and_completions_are_known_by_minute(store: Store) -> None:
@@ -880,6 +921,7 @@ CHANGES: dict[str, Callable[[Store, Clock], object]] = {
     "finish": lambda store, _: store.finish("running", 1, State.COMPLETED, recording(), now=1),
     "release": lambda store, _: store.release("running", 1, now=1),
     "requeue_expired": requeue_all,
+    "bury": lambda store, _: store.bury("worker", now=1),
     "cancel": lambda store, _: store.cancel("running", now=1),
     "observe": lambda store, _: store.observe([Passed("donor", "image", 1.0)], now=1),
     "report": lambda store, _: store.report(Worker("w", "host", 1, 1, 1), now=1),
@@ -918,6 +960,8 @@ def test_lines_of_different_names_share_nothing(open_line: OpenLine, clock: Cloc
     assert theirs.renew([(run.id, 1)], lease=30) == set()
     clock.go_on(1)
     assert theirs.requeue_expired(now=1e6) == 0
+    assert theirs.bury("worker", now=0) == theirs.bury("w", now=0) == 0
+    assert ours.statistics(now=0).workers
     assert theirs.counts() == {}
     statistics = theirs.statistics(now=0)
     assert (statistics.running, statistics.run_times, statistics.workers) == ((), {}, ())

@@ -290,7 +290,9 @@ def test_the_columns_are_the_fields(store: SQLiteStore) -> None:
     assert columns("tallies")[5:] == [field.name for field in fields(Tally)]
 
 
-@pytest.mark.parametrize("statement", ["rank", "first", "ahead", "expired", "past_retention", "running", "get"])
+@pytest.mark.parametrize(
+    "statement", ["rank", "first", "ahead", "expired", "leased", "past_retention", "running", "get"]
+)
 def test_no_statement_reads_the_whole_line(store: SQLiteStore, statement: str) -> None:
     """Catches: an index that does not fit, so that a step takes longer the more tickets wait."""
     names = ("line", "tier", "client", "routes", "id", "total", "clock", "boot", "before", "batch")

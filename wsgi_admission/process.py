@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from wsgi_admission import host
 from wsgi_admission.chores import Chore, Housekeeper
 from wsgi_admission.config import Admission, Config
 from wsgi_admission.errors import StoreError
@@ -33,6 +34,8 @@ SAMPLE_INTERVAL = 0.5
 REPORT_INTERVAL = 5.0
 #: Seconds between looks for lost leases and things to write down.
 TIDY_INTERVAL = 1.0
+#: Seconds by which two readings of a process's start may differ: a tick of the kernel is 0.01.
+SAME_BIRTH = 0.005
 #: Direct runs remembered between two of those; what exceeds it is not counted.
 PASSED_KEPT = 100_000
 
@@ -67,6 +70,7 @@ class Process:
     line: Callable[[int], Line]
     load: Callable[[], Load]
     housekeeper: Housekeeper = field(init=False)
+    left: bool = field(default=False, init=False)
 
     def replayed(self, now: float) -> bool:
         """Return whether any process has reported lately that it replays.  ``now`` is seconds since the epoch."""
@@ -80,19 +84,40 @@ class Process:
         self.pool.renew()
         self.store.requeue_expired(now=time.time())
 
-    def report(self) -> None:
-        """Say that this process replays, while it does."""
-        if self.pool.claims:
+    def bury(self) -> None:
+        """Look for workers of this host that were killed, and take back what they ran."""
+        now, here = time.time(), self.pool.worker
+        if host.born(here.pid) != here.born:
+            return  # this host does not tell
+        for worker in self.store.statistics(now=now).workers:
+            if worker.host == here.host and worker.born and not _lives(worker):
+                crashed = self.store.bury(worker.id, now=now)
+                log.warning("process %d, which replayed, is dead; it ran %d tickets", worker.pid, crashed)
+
+    def replay(self) -> None:
+        """Begin to replay.  The report comes first: whoever finds this process dead then knows what it ran."""
+        try:
             self.store.report(self.pool.worker, now=time.time())
+        except StoreError as error:
+            log.warning("the store did not answer when this process began to replay: %s", error)
+        self.pool.start()
+
+    def report(self) -> None:
+        """Say with how many threads this process replays; while it leaves, those that still run a ticket."""
+        if self.pool.started and not self.left:
+            threads = self.pool.worker.threads if self.pool.claims else len(self.pool.running())
+            self.store.report(replace(self.pool.worker, threads=threads), now=time.time())
 
     def drain(self, timeout: float) -> None:
         """Claim nothing more, and hand back what still runs after ``timeout`` seconds."""
         if self.pool.started:
             self.pool.stop()
             try:
-                self.store.report(replace(self.pool.worker, threads=0), now=time.time())
+                self.report()
             finally:
                 self.pool.drain(timeout)
+            self.left = True
+            self.store.report(replace(self.pool.worker, threads=0), now=time.time())
 
     def close(self) -> None:
         """End the threads, hand back what runs, and let go of the store."""
@@ -103,6 +128,11 @@ class Process:
         except StoreError as error:
             log.warning("the store did not answer while this process ended: %s", error)
         self.store.close()
+
+
+def _lives(worker: Worker) -> bool:
+    born = host.born(worker.pid)
+    return born is not None and abs(born - worker.born) < SAME_BIRTH
 
 
 class Passing:
@@ -181,9 +211,15 @@ def start_process(app: App, config: Config, identify: Resolver, *, replays: bool
         # Memory above its threshold holds replays back, but the line moves: one still runs.
         return not load().memory_above or slots.in_use() == 0
 
-    host, pid = socket.gethostname(), os.getpid()
-    name = f"{host}:{pid}:{uuid.uuid4().hex[:8]}"
-    worker = Worker(name, host, pid, admission.worker_threads, admission.max_concurrent)
+    pid = os.getpid()
+    worker = Worker(
+        id=f"{socket.gethostname()}:{pid}:{uuid.uuid4().hex[:8]}",
+        host=host.name(),
+        pid=pid,
+        threads=admission.worker_threads,
+        slots=admission.max_concurrent,
+        born=host.born(pid) or 0.0,
+    )
     pool = Pool(app, store, slots, worker, may_start=may_start)
     passing = Passing()
     ranks = {tier.name: rank for rank, tier in enumerate(config.tiers.order)}
@@ -199,7 +235,7 @@ def start_process(app: App, config: Config, identify: Resolver, *, replays: bool
     )
     process.housekeeper = Housekeeper(_chores(process, meter, config.admission))
     if replays:
-        pool.start()
+        process.replay()
     process.housekeeper.start()
     return process
 
@@ -215,6 +251,7 @@ def _chores(process: Process, meter: LoadMeter, admission: Admission) -> list[Ch
         Chore(SAMPLE_INTERVAL, lambda: meter.sample(time.monotonic())),
         Chore(REPORT_INTERVAL, process.report),
         Chore(TIDY_INTERVAL, process.leases),
+        Chore(TIDY_INTERVAL, process.bury),
         Chore(TIDY_INTERVAL, lambda: process.passing.flush(store)),
         Chore(TIDY_INTERVAL, lambda: store.maintain(now=time.time())),
         Chore(admission.cleanup_interval, prune),

@@ -87,6 +87,14 @@ class Store(abc.ABC):
         """
 
     @abc.abstractmethod
+    def bury(self, worker: str, *, now: float) -> int:
+        """Take back at once everything that is leased to this worker (its id), which is known to be dead.
+
+        What `requeue_expired` says of each ticket holds here too.  The report of the worker is forgotten.  Returns
+        how many tickets there were: 0 for whoever comes second, or for a worker that nobody knows.
+        """
+
+    @abc.abstractmethod
     def cancel(self, ticket_id: str, *, now: float, reason: str = "") -> Ticket:
         """Cancel a queued ticket, or ask for the cancellation of one in processing; return it as it is then.
 

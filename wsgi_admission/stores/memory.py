@@ -22,12 +22,13 @@ from wsgi_admission.ticket import State, Ticket
 
 @dataclass
 class _Entry:
-    """A ticket with its recordings (head and body) and, while it runs, the end of its lease."""
+    """A ticket with its recordings (head and body) and, while it runs, the end of its lease and whose it is."""
 
     ticket: Ticket
     request: tuple[str, bytes] | None
     response: tuple[str, bytes] | None = None
     lease_until: float = 0.0
+    worker: str = ""
 
 
 class MemoryStore(Store):
@@ -59,7 +60,7 @@ class MemoryStore(Store):
             self._move(entry, None, now)
             return ticket
 
-    def claim(self, worker: str, *, now: float, lease: float, routes: Collection[str]) -> Ticket | None:  # noqa: ARG002 - nobody asks a store of one process who
+    def claim(self, worker: str, *, now: float, lease: float, routes: Collection[str]) -> Ticket | None:
         """Take the best of the first tickets of the routes."""
         with self._lock:
             first = self._order.first(routes)
@@ -67,7 +68,7 @@ class MemoryStore(Store):
                 return None
             entry = self._entries[first]
             before, entry.ticket = entry.ticket, moves.claimed(entry.ticket, now=now)
-            entry.lease_until = self._clock() + lease
+            entry.lease_until, entry.worker = self._clock() + lease, worker
             self._move(entry, before, now)
             self._order.charge(before)
             return entry.ticket
@@ -123,11 +124,14 @@ class MemoryStore(Store):
         """Move every ticket whose lease ran out."""
         with self._lock:
             clock = self._clock()
-            expired = [entry for entry in self._running.values() if entry.lease_until <= clock]
-            for entry in expired:
-                before, entry.ticket = entry.ticket, moves.crashed(entry.ticket, now=now)
-                self._move(entry, before, now)
-            return len(expired)
+            return self._crash([entry for entry in self._running.values() if entry.lease_until <= clock], now)
+
+    def bury(self, worker: str, *, now: float) -> int:
+        """Move every ticket that is the worker's."""
+        with self._lock:
+            self._ledger.forget(worker)
+            self._version += 1
+            return self._crash([entry for entry in self._running.values() if entry.worker == worker], now)
 
     def cancel(self, ticket_id: str, *, now: float, reason: str = "") -> Ticket:
         """Move the ticket, or mark it."""
@@ -231,6 +235,12 @@ class MemoryStore(Store):
         if entry is None or entry.ticket.attempt != attempt:
             raise LeaseLost(ticket_id, attempt)
         return entry
+
+    def _crash(self, entries: Collection[_Entry], now: float) -> int:
+        for entry in entries:
+            before, entry.ticket = entry.ticket, moves.crashed(entry.ticket, now=now)
+            self._move(entry, before, now)
+        return len(entries)
 
     def _move(self, entry: _Entry, before: Ticket | None, now: float) -> None:
         """Put a ticket that has changed where it belongs now, and count it."""

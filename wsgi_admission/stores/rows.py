@@ -135,6 +135,20 @@ def lease(connection: sqlite3.Connection, claimed: Ticket, worker: str, *, until
     connection.execute(SQL["lease"], {"number": claimed.number, "worker": worker, "until": until, "boot": boot})
 
 
+def crash(
+    connection: sqlite3.Connection, statement: str, where: Mapping[str, Any], *, now: float
+) -> tuple[int, list[str]]:
+    """Let the workers of what ``statement`` finds be dead.
+
+    :return: how many tickets there were, and the names of files to remove after the commit.
+    """
+    erased: list[str] = []
+    found = [ticket_of(row) for row in connection.execute(SQL[statement], where).fetchall()]
+    for before in found:
+        erased += move(connection, where["line"], before, moves.crashed(before, now=now), now=now)
+    return len(found), erased
+
+
 def charge(connection: sqlite3.Connection, line: str, claimed: Ticket) -> None:
     """Move the tier's virtual time to a claimed ticket, and its client's finish, if that is later."""
     row = {"line": line, **vars(claimed)}

@@ -97,6 +97,7 @@ CREATE TABLE workers (
     pid INTEGER NOT NULL,
     threads INTEGER NOT NULL,
     slots INTEGER NOT NULL,
+    born REAL NOT NULL,
     seen REAL NOT NULL,
     PRIMARY KEY (line, id)
 ) WITHOUT ROWID;

@@ -144,14 +144,20 @@ class SQLiteStore(Store):
 
     def requeue_expired(self, *, now: float) -> int:
         """Move every ticket whose lease ran out, in one transaction."""
-        erased: list[str] = []
         with self._connections.writing() as connection:
             where = {"line": self._line, "clock": self._clock(), "boot": self._boot}
-            expired = connection.execute(SQL["expired"], where).fetchall()
-            for before in map(rows.ticket_of, expired):
-                erased += rows.move(connection, self._line, before, moves.crashed(before, now=now), now=now)
+            crashed, erased = rows.crash(connection, "expired", where, now=now)
         self._bodies.remove(erased)
-        return len(expired)
+        return crashed
+
+    def bury(self, worker: str, *, now: float) -> int:
+        """Move every ticket that is the worker's, and delete its row."""
+        with self._connections.writing() as connection:
+            where = {"line": self._line, "id": worker}
+            connection.execute(SQL["forget_worker"], where)
+            crashed, erased = rows.crash(connection, "leased", where, now=now)
+        self._bodies.remove(erased)
+        return crashed
 
     def cancel(self, ticket_id: str, *, now: float, reason: str = "") -> Ticket:
         """Move the ticket, or mark it."""
