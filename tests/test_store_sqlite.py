@@ -270,6 +270,34 @@ def test_durability_decides_what_is_on_the_disk(open_store: OpenStore, durabilit
         assert connection.execute(pragma).fetchone() == (1,)
 
 
+@pytest.mark.parametrize(
+    ("durability", "crash_retries", "waits"), [("full", 0, True), ("full", 1, False), ("normal", 0, False)]
+)
+def test_a_claim_of_what_must_not_run_twice_is_on_the_disk(
+    open_store: OpenStore,
+    monkeypatch: pytest.MonkeyPatch,
+    durability: str,
+    crash_retries: int,
+    waits: bool,  # noqa: FBT001 - a parameter
+) -> None:
+    """Catches: a run that a power cut undoes, so that it is begun again; a wait for the disk at every other claim."""
+    store = open_store(durability=durability)
+    store.put(ticket(crash_retries=crash_retries), recording(), now=0)
+    told: list[bool] = []
+    wait_for_disk = connections.Connection.wait_for_disk
+
+    def spy(connection: connections.Connection, *, full: bool) -> None:
+        told.append(full)
+        wait_for_disk(connection, full=full)
+
+    monkeypatch.setattr(connections.Connection, "wait_for_disk", spy)
+    run = run_one(store)
+    assert run.attempt == 1
+    assert told[-1] is waits
+    assert store.counts()["donor", "image"] == Tally(processing=1, accepted=1, started=1)
+    assert store.claim("worker", now=0, lease=30, routes=ROUTES) is None
+
+
 def test_the_file_is_set_up_as_it_must_be(open_store: OpenStore) -> None:
     """Catches: checkpoints by every connection, a journal that is not a log, space that is never given back."""
     for store in (open_store(), open_store()):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wsgi_admission import host
+from wsgi_admission.burying import bury_dead
 from wsgi_admission.chores import Chore, Housekeeper
 from wsgi_admission.config import Admission, Config
 from wsgi_admission.errors import StoreError
@@ -34,8 +35,6 @@ SAMPLE_INTERVAL = 0.5
 REPORT_INTERVAL = 5.0
 #: Seconds between looks for lost leases and things to write down.
 TIDY_INTERVAL = 1.0
-#: Seconds by which two readings of a process's start may differ: a tick of the kernel is 0.01.
-SAME_BIRTH = 0.005
 #: Direct runs remembered between two of those; what exceeds it is not counted.
 PASSED_KEPT = 100_000
 
@@ -85,14 +84,8 @@ class Process:
         self.store.requeue_expired(now=time.time())
 
     def bury(self) -> None:
-        """Look for workers of this host that were killed, and take back what they ran."""
-        now, here = time.time(), self.pool.worker
-        if host.born(here.pid) != here.born:
-            return  # this host does not tell
-        for worker in self.store.statistics(now=now).workers:
-            if worker.host == here.host and worker.born and not _lives(worker):
-                crashed = self.store.bury(worker.id, now=now)
-                log.warning("process %d, which replayed, is dead; it ran %d tickets", worker.pid, crashed)
+        """Take back what workers of this host ran that were killed."""
+        bury_dead(self.store, self.pool.worker, now=time.time())
 
     def replay(self) -> None:
         """Begin to replay.  The report comes first: whoever finds this process dead then knows what it ran."""
@@ -128,11 +121,6 @@ class Process:
         except StoreError as error:
             log.warning("the store did not answer while this process ended: %s", error)
         self.store.close()
-
-
-def _lives(worker: Worker) -> bool:
-    born = host.born(worker.pid)
-    return born is not None and abs(born - worker.born) < SAME_BIRTH
 
 
 class Passing:

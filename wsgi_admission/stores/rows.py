@@ -62,6 +62,12 @@ def find(connection: sqlite3.Connection, line: str, ticket_id: str) -> Ticket | 
     return None if row is None else ticket_of(row)
 
 
+def first(connection: sqlite3.Connection, wanted: Mapping[str, Any]) -> Ticket | None:
+    """Return the first ticket of the line in the wanted routes, if one waits."""
+    row = connection.execute(SQL["first"], wanted).fetchone()
+    return None if row is None else ticket_of(row)
+
+
 def missing(ticket_id: str, gone: Sequence[tuple[str]]) -> GoneTicket | UnknownTicket:
     """Return what to raise for a ticket that is not there.
 

@@ -78,14 +78,22 @@ class SQLiteStore(Store):
         """Look up the first ticket of each route, and take the best of them."""
         wanted = {"line": self._line, "routes": json.dumps(list(routes))}
         with self._connections.writing(durable=False) as connection:
-            row = connection.execute(SQL["first"], wanted).fetchone()
-            if row is None:
-                return None
-            before = rows.ticket_of(row)
-            after = moves.claimed(before, now=now)
-            rows.move(connection, self._line, before, after, now=now)
-            rows.lease(connection, after, worker, until=self._clock() + lease, boot=self._boot)
-            rows.charge(connection, self._line, after)
+            before = rows.first(connection, wanted)
+            if before is None or before.crash_retries:
+                return self._lease(connection, before, worker, now=now, lease=lease)
+        # What must not run twice has to be on the disk, and which ticket it is was known too late for that.
+        with self._connections.writing() as connection:
+            return self._lease(connection, rows.first(connection, wanted), worker, now=now, lease=lease)
+
+    def _lease(
+        self, connection: sqlite3.Connection, before: Ticket | None, worker: str, *, now: float, lease: float
+    ) -> Ticket | None:
+        if before is None:
+            return None
+        after = moves.claimed(before, now=now)
+        rows.move(connection, self._line, before, after, now=now)
+        rows.lease(connection, after, worker, until=self._clock() + lease, boot=self._boot)
+        rows.charge(connection, self._line, after)
         return after
 
     def renew(self, claims: Collection[tuple[str, int]], *, lease: float) -> set[tuple[str, int]]:
