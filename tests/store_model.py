@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from wsgi_admission.errors import FinalTicket, GoneTicket, LeaseLost, UnknownTicket
+from wsgi_admission.errors import FinalTicket, GoneTicket, KeyReused, LeaseLost, UnknownTicket
 from wsgi_admission.replay import Recording
 from wsgi_admission.stores import Store
 from wsgi_admission.stores.records import MINUTES_KEPT, RATE_MINUTES, RUN_TIMES, WORKER_ALIVE, Passed, Tally, Worker
@@ -72,6 +72,8 @@ class Kept:
     response: bytes | None = None
     lease_until: float = 0.0
     worker: str = ""
+    key: str = ""
+    digest: str = ""
 
 
 @dataclass
@@ -119,6 +121,11 @@ class Model:
         self.tickets.append(Kept(replace(new, start=start, number=self.put_so_far), request))
         self.add(new, accepted=1)
         self.arrivals.append((int(now // 60), new.tier, new.route))
+
+    def recall(self, route: str, client: str, key: str) -> Kept | None:
+        """Look through all tickets for a key."""
+        wanted = (route, client, key)
+        return next((k for k in self.tickets if key and (k.ticket.route, k.ticket.client, k.key) == wanted), None)
 
     def claim(self, worker: str, routes: Collection[str], now: float, until: float) -> Ticket | None:
         """Go through the line until a route fits."""
@@ -288,8 +295,18 @@ class Walk:
             crash_retries=self.chance.choice((0, 1, 2)),
             created_at=self.now,
         )
-        self.model.put(new, body, self.now)
-        assert self.store.put(new, recording(body), now=self.now) == self.model.find(new.id).ticket
+        key, digest = self.chance.choice(("", "", "k", "l")), self.chance.choice(("d", "d", "e"))
+        known = self.model.recall(new.route, new.client, key)
+        if known is not None and known.digest != digest:
+            with pytest.raises(KeyReused, match="was sent with another request"):
+                self.store.put(new, recording(body), now=self.now, key=key, digest=digest)
+            return
+        if known is None:
+            self.model.put(new, body, self.now)
+            known = self.model.find(new.id)
+            known.key, known.digest = key, digest
+        assert self.store.put(new, recording(body), now=self.now, key=key, digest=digest) == known.ticket
+        assert self.store.recall(new.route, new.client, key, digest) == (known.ticket if key else None)
 
     def claim(self) -> None:
         """Claim for some of the routes."""

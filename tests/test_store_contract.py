@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.store_model import LATE, ROUTES, Clock, Walk, read, recording, ticket
-from wsgi_admission.errors import ConfigError, FinalTicket, GoneTicket, LeaseLost, StoreError, UnknownTicket
+from wsgi_admission.errors import ConfigError, FinalTicket, GoneTicket, KeyReused, LeaseLost, StoreError, UnknownTicket
 from wsgi_admission.stores import Store, open_store
 from wsgi_admission.stores.memory import MemoryStore
 from wsgi_admission.stores.records import (
@@ -96,6 +96,20 @@ def finish(store: Store, run: Ticket, *, now: float = 1.0, body: bytes = b"answe
     return store.finish(run.id, run.attempt, State.COMPLETED, recording(body), now=now)
 
 
+def in_parallel(work: Callable[[], None]) -> None:
+    """Do it in four threads that take turns as often as they can."""
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=60)
+    finally:
+        sys.setswitchinterval(interval)
+
+
 # Putting
 
 
@@ -136,6 +150,100 @@ def test_a_body_is_read_from_its_position_and_left_open(store: Store) -> None:
     put_ticket = store.put(ticket(), request, now=0)
     assert not request.body.closed
     assert read(store.request(put_ticket.id)) == (request.head, b"kept", 4)
+
+
+# Keys
+
+
+def put_with(store: Store, key: str, digest: str = "d", *, body: bytes = b"body", **of: object) -> Ticket:
+    """Put a new ticket with a key; return what the store returns."""
+    return store.put(ticket(**of), recording(body), now=1, key=key, digest=digest)  # type: ignore[arg-type]  # as above
+
+
+def test_a_key_is_one_ticket(store: Store) -> None:
+    """Catches: a repeated request that is queued twice, counted, charged or numbered; an old copy of the first."""
+    first = put_with(store, "k")
+    run = claim(store)
+    counts, changed = store.counts(), store.changed()
+    assert put_with(store, "k", body=b"x" * (INLINE_BODY + 1)) == run == store.get(first.id)
+    assert (store.counts(), store.changed()) == (counts, changed)
+    assert read(store.request(first.id)) == ('{"method": "POST"}', b"body", 4)
+    ended = finish(store, run)
+    assert put_with(store, "k") == ended
+    assert store.claim("worker", now=1, lease=30, routes=ROUTES) is None
+    assert put(store).number == first.number + 1
+
+
+def test_a_key_with_another_request_is_refused(store: Store) -> None:
+    """Catches: the answer to one request given to another; the id of somebody's ticket in a message."""
+    first = put_with(store, "k", "one")
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: put_with(store, "k", "two"),
+        lambda: store.recall("image", "ann", "k", "two"),
+    )
+    for again in calls:
+        with pytest.raises(KeyReused) as reused:
+            again()
+        assert reused.value.ticket_id == first.id
+        assert first.id not in str(reused.value)
+    assert store.counts()["donor", "image"].accepted == 1
+    assert put_with(store, "k", "one") == first
+
+
+def test_a_key_belongs_to_a_route_and_a_client(store: Store) -> None:
+    """Catches: the ticket of somebody else, or of another endpoint, for a key that two have chosen."""
+    of = [{}, {"route": "video"}, {"client": "bob"}, {"client": "ann\0k"}]
+    keyed = [put_with(store, key, **one) for key in ("k", "K", "k\0") for one in of]  # type: ignore[arg-type]  # as above
+    assert len({one.id for one in keyed}) == 12
+    assert put_with(store, "k", tier="anonymous") == keyed[0]
+
+
+def test_without_a_key_every_request_is_its_own(store: Store) -> None:
+    """Catches: an empty key that is one like any other."""
+    assert put_with(store, "", "").id != put_with(store, "", "").id
+    assert store.recall("image", "ann", "", "") is None
+
+
+def test_a_key_is_recalled_without_putting(store: Store) -> None:
+    """Catches: a look-up that makes a key, or tells an old state."""
+    assert store.recall("image", "ann", "k", "d") is None
+    first = put_with(store, "k")
+    assert store.recall("image", "ann", "k", "d") == first
+    assert store.recall("video", "ann", "k", "d") is store.recall("image", "bob", "k", "d") is None
+    assert claim(store) == store.recall("image", "ann", "k", "d")
+
+
+def test_a_key_lives_as_long_as_its_ticket(store: Store) -> None:
+    """Catches: keys that are forgotten when their ticket is final, or never."""
+    first = put_with(store, "k")
+    store.cancel(first.id, now=5)
+    store.prune(before=5, now=6)
+    assert put_with(store, "k").id == first.id
+    store.prune(before=6, now=7)
+    assert store.recall("image", "ann", "k", "d") is None
+    assert put_with(store, "k", "other").id != first.id
+
+
+def test_an_id_that_is_taken_takes_no_key(store: Store) -> None:
+    """Catches: a put that is refused and leaves its key behind."""
+    taken = put(store)
+    with pytest.raises(StoreError, match=taken.id):
+        store.put(ticket_with_id(taken.id), recording(), now=1, key="k", digest="d")
+    assert store.recall("image", "ann", "k", "d") is None
+
+
+def test_parallel_puts_with_one_key_make_one_ticket(store: Store) -> None:
+    """Catches: a look-up and an insert without a lock between (the switch interval makes them meet)."""
+    keys = [f"key {number}" for number in range(50)]
+    got: list[tuple[str, str]] = []
+
+    def work() -> None:
+        got.extend((key, put_with(store, key).id) for key in keys)
+
+    in_parallel(work)
+    assert len(got) == 200
+    assert len(set(got)) == 50
+    assert store.counts()["donor", "image"].accepted == 50
 
 
 # The order of the line
@@ -1011,16 +1119,7 @@ def test_threads_never_claim_the_same_ticket(store: Store) -> None:
             claimed.append(run.id)
             store.finish(run.id, run.attempt, State.COMPLETED, recording(), now=1)
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(timeout=60)
-    finally:
-        sys.setswitchinterval(interval)
+    in_parallel(work)
     assert len(claimed) == len(set(claimed)) == 200
     assert store.counts()["donor", "image"] == Tally(accepted=200, started=200, completed=200, ran=200, run_seconds=200)
 

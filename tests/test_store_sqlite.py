@@ -19,7 +19,7 @@ import pytest
 
 from tests.store_model import ROUTES, read, recording, ticket
 from tests.support import until
-from wsgi_admission.errors import LeaseLost, StoreError, StoreMismatch, StoreUnavailable, UnknownTicket
+from wsgi_admission.errors import KeyReused, LeaseLost, StoreError, StoreMismatch, StoreUnavailable, UnknownTicket
 from wsgi_admission.stores import bodies, checkpoints, connections, opening, rows, watch
 from wsgi_admission.stores.bodies import Bodies, Stored
 from wsgi_admission.stores.checkpoints import INTERVAL, WAL_LIMIT, wal_race
@@ -319,11 +319,11 @@ def test_the_columns_are_the_fields(store: SQLiteStore) -> None:
 
 
 @pytest.mark.parametrize(
-    "statement", ["rank", "first", "ahead", "expired", "leased", "past_retention", "running", "get"]
+    "statement", ["rank", "first", "ahead", "expired", "leased", "past_retention", "running", "recall", "get"]
 )
 def test_no_statement_reads_the_whole_line(store: SQLiteStore, statement: str) -> None:
     """Catches: an index that does not fit, so that a step takes longer the more tickets wait."""
-    names = ("line", "tier", "client", "routes", "id", "total", "clock", "boot", "before", "batch")
+    names = ("line", "tier", "client", "routes", "id", "total", "clock", "boot", "before", "batch", "route", "key")
     plan = store._connections.query(f"EXPLAIN QUERY PLAN {SQL[statement]}", dict.fromkeys(names, "[]"))
     about_tickets = [row[-1] for row in plan if "tickets" in row[-1] or "head" in row[-1]]
     assert about_tickets
@@ -461,11 +461,16 @@ def test_files_live_as_long_as_their_recordings(store: SQLiteStore, path: Path) 
     assert files(path) == []
 
 
-@pytest.mark.parametrize("why", ["id taken", "lease lost", "cancelled"])
+@pytest.mark.parametrize("why", ["id taken", "key known", "key reused", "lease lost", "cancelled"])
 def test_a_body_that_is_not_kept_leaves_no_file(store: SQLiteStore, path: Path, why: str) -> None:
     """Catches: the files of steps that were refused."""
-    new = store.put(ticket(), recording(), now=0)
-    if why == "id taken":
+    new = store.put(ticket(), recording(), now=0, key="k", digest="d")
+    if why == "key known":
+        assert store.put(ticket(), recording(BIG), now=0, key="k", digest="d") == new
+    elif why == "key reused":
+        with pytest.raises(KeyReused):
+            store.put(ticket(), recording(BIG), now=0, key="k", digest="e")
+    elif why == "id taken":
         with pytest.raises(StoreError):
             store.put(new, recording(BIG), now=0)
     elif why == "lease lost":

@@ -26,13 +26,22 @@ class Store(abc.ABC):
     """One line and its tickets."""
 
     @abc.abstractmethod
-    def put(self, ticket: Ticket, request: Recording, *, now: float) -> Ticket:
+    def put(self, ticket: Ticket, request: Recording, *, now: float, key: str = "", digest: str = "") -> Ticket:
         """Add a queued ticket with its request to the line; durable when this returns.
 
         The rank is computed inside the step, by `policy.ordering.place`, from the tier's virtual time and
         the client's last finish.  Returns the ticket with ``start`` and ``number`` set.  ``request.body`` is
         read from its current position to its end and left open.  An id that exists already raises StoreError.
+
+        With a ``key`` (an Idempotency-Key) there is one ticket for each (route, client, key), also when several
+        are put at once.  If there is one already it is returned as it is now, under its own id, and nothing of the
+        new one is kept.  If that one was put with another ``digest``, which stands for what was requested, `KeyReused`
+        is raised.  A key lives as long as its ticket: until that is pruned.
         """
+
+    @abc.abstractmethod
+    def recall(self, route: str, client: str, key: str, digest: str) -> Ticket | None:
+        """Return the ticket that was put with this key, as it is now, or None.  Raises `KeyReused` as `put` does."""
 
     @abc.abstractmethod
     def claim(self, worker: str, *, now: float, lease: float, routes: Collection[str]) -> Ticket | None:

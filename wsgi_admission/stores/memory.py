@@ -11,7 +11,7 @@ from io import BytesIO
 
 from sortedcontainers import SortedList
 
-from wsgi_admission.errors import GoneTicket, LeaseLost, StoreError, UnknownTicket
+from wsgi_admission.errors import GoneTicket, KeyReused, LeaseLost, StoreError, UnknownTicket
 from wsgi_admission.replay import Recording
 from wsgi_admission.stores import Store, moves
 from wsgi_admission.stores.ledger import Ledger, drop
@@ -29,6 +29,7 @@ class _Entry:
     response: tuple[str, bytes] | None = None
     lease_until: float = 0.0
     worker: str = ""
+    key: tuple[str, str, str] | None = None
 
 
 class MemoryStore(Store):
@@ -45,20 +46,33 @@ class MemoryStore(Store):
         self._order = Order()
         # The final tickets, as (completed_at, id).
         self._finished = SortedList()
+        # (route, client, key) -> the id of its ticket and the digest.
+        self._keys: dict[tuple[str, str, str], tuple[str, str]] = {}
         self._gone: dict[str, tuple[str, float]] = {}
         self._ledger = Ledger()
         self._version = 0
 
-    def put(self, ticket: Ticket, request: Recording, *, now: float) -> Ticket:
-        """Rank the ticket and add it to its route's line."""
+    def put(self, ticket: Ticket, request: Recording, *, now: float, key: str = "", digest: str = "") -> Ticket:
+        """Rank the ticket and add it to its route's line, unless its key is known."""
         recorded = (request.head, request.body.read())
         with self._lock:
+            known = self._recall(ticket.route, ticket.client, key, digest)
+            if known is not None:
+                return known
             if ticket.id in self._entries:
                 raise StoreError(f"There is a ticket {ticket.id} already.")
             ticket = replace(self._order.rank(ticket), state=State.QUEUED)
             entry = self._entries[ticket.id] = _Entry(ticket, recorded)
+            if key:
+                entry.key = (ticket.route, ticket.client, key)
+                self._keys[entry.key] = (ticket.id, digest)
             self._move(entry, None, now)
             return ticket
+
+    def recall(self, route: str, client: str, key: str, digest: str) -> Ticket | None:
+        """Look the key up."""
+        with self._lock:
+            return self._recall(route, client, key, digest)
 
     def claim(self, worker: str, *, now: float, lease: float, routes: Collection[str]) -> Ticket | None:
         """Take the best of the first tickets of the routes."""
@@ -200,6 +214,8 @@ class MemoryStore(Store):
             for key in removed:
                 entry = self._entries.pop(key[1])
                 self._gone[key[1]] = (entry.ticket.owner, now)
+                if entry.key is not None:
+                    del self._keys[entry.key]
                 self._finished.remove(key)
             drop(self._gone, (key for key, (_, at) in self._gone.items() if at < now - REMEMBER_GONE))
             self._ledger.prune(now=now)
@@ -221,6 +237,14 @@ class MemoryStore(Store):
 
     def close(self) -> None:
         """Nothing is open."""
+
+    def _recall(self, route: str, client: str, key: str, digest: str) -> Ticket | None:
+        if (route, client, key) not in self._keys:
+            return None
+        ticket_id, known = self._keys[route, client, key]
+        if known != digest:
+            raise KeyReused(ticket_id)
+        return self._entries[ticket_id].ticket
 
     def _entry(self, ticket_id: str) -> _Entry:
         entry = self._entries.get(ticket_id)

@@ -29,6 +29,12 @@ INSERT INTO tickets (
     :completed_at, :attempt, :crashes, :cancelling, :progress, :note, :error, :line
 );
 
+-- name: keep_key
+UPDATE tickets SET key = :key, digest = :digest WHERE number = :number;
+
+-- name: recall
+SELECT digest, {ticket} FROM tickets WHERE line = :line AND route = :route AND client = :client AND key = :key;
+
 -- name: get
 SELECT {ticket} FROM tickets WHERE line = :line AND id = :id;
 

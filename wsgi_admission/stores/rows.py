@@ -9,11 +9,11 @@ import re
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from wsgi_admission.errors import GoneTicket, LeaseLost, StoreError, UnknownTicket
+from wsgi_admission.errors import GoneTicket, KeyReused, LeaseLost, StoreError, UnknownTicket
 from wsgi_admission.stores import moves
 from wsgi_admission.stores.bodies import Stored
 from wsgi_admission.stores.opening import script
@@ -48,7 +48,7 @@ class Facts(NamedTuple):
     completions: int
 
 
-def ticket_of(row: tuple[Any, ...]) -> Ticket:
+def ticket_of(row: Sequence[Any]) -> Ticket:
     """Return the ticket in a row of ``{ticket}`` columns."""
     values = list(row)
     values[_STATE] = State(values[_STATE])
@@ -84,6 +84,16 @@ def existing(connection: sqlite3.Connection, line: str, ticket_id: str) -> Ticke
     return ticket
 
 
+def recalled(found: Sequence[tuple[Any, ...]], digest: str) -> Ticket | None:
+    """Return the ticket that ``recall`` found, if any.  Raises `KeyReused` when its digest is another."""
+    for known, *row in found:
+        ticket = ticket_of(row)
+        if known != digest:
+            raise KeyReused(ticket.id)
+        return ticket
+    return None
+
+
 def held(connection: sqlite3.Connection, line: str, ticket_id: str, attempt: int) -> Ticket:
     """Return the ticket if this attempt at it is under way.  Raises `LeaseLost`."""
     ticket = find(connection, line, ticket_id)
@@ -98,15 +108,13 @@ def add(
     ticket: Ticket,
     stored: Stored,
     *,
-    start: float,
     now: float,
-) -> int:
-    """Insert a new ticket with its request; return its number.
+) -> Ticket:
+    """Insert a new ticket that has its rank, with its request; return it with its number.
 
-    :param start: its rank.
     :raises StoreError: when the id is taken.
     """
-    row = {**vars(ticket), "state": State.QUEUED.value, "start": start, "line": line}
+    row = {**vars(ticket), "state": State.QUEUED.value, "line": line}
     try:
         number = connection.execute(SQL["put_ticket"], row).lastrowid
     except sqlite3.IntegrityError as error:
@@ -114,7 +122,7 @@ def add(
     assert number is not None  # noqa: S101 - an INSERT that did not raise has one
     keep(connection, "put_request", number, stored)
     _count(connection, line, ticket, moves.delta(None, ticket), now)
-    return number
+    return replace(ticket, state=State.QUEUED, number=number)
 
 
 def move(

@@ -66,13 +66,24 @@ class SQLiteStore(Store):
         self._watch = Watch(self._connections)
         self._checkpointer = Checkpointer(self._connections)
 
-    def put(self, ticket: Ticket, request: Recording, *, now: float) -> Ticket:
-        """Rank the ticket and insert it with its request."""
+    def put(self, ticket: Ticket, request: Recording, *, now: float, key: str = "", digest: str = "") -> Ticket:
+        """Rank the ticket and insert it with its request, unless its key is known."""
+        asked = self._key(ticket.route, ticket.client, key, digest)
         where = {"line": self._line, "tier": ticket.tier, "client": ticket.client}
         with self._bodies.stored(request) as stored, self._connections.writing() as connection:
-            start = place(*connection.execute(SQL["rank"], where).fetchone())
-            number = rows.add(connection, self._line, ticket, stored, start=start, now=now)
-        return replace(ticket, state=State.QUEUED, start=start, number=number)
+            known = rows.recalled(connection.execute(SQL["recall"], asked).fetchall(), digest) if key else None
+            if known is None:
+                start = place(*connection.execute(SQL["rank"], where).fetchone())
+                known = rows.add(connection, self._line, replace(ticket, start=start), stored, now=now)
+                if key:
+                    connection.execute(SQL["keep_key"], {**asked, "number": known.number})
+                return known
+        self._bodies.remove([stored.file] if stored.file is not None else [])
+        return known
+
+    def recall(self, route: str, client: str, key: str, digest: str) -> Ticket | None:
+        """Read the row of the key's ticket."""
+        return rows.recalled(self._connections.query(SQL["recall"], self._key(route, client, key, digest)), digest)
 
     def claim(self, worker: str, *, now: float, lease: float, routes: Collection[str]) -> Ticket | None:
         """Look up the first ticket of each route, and take the best of them."""
@@ -268,6 +279,9 @@ class SQLiteStore(Store):
 
     def _named(self, ticket_id: str) -> dict[str, str]:
         return {"line": self._line, "id": ticket_id}
+
+    def _key(self, route: str, client: str, key: str, digest: str) -> dict[str, str]:
+        return {"line": self._line, "route": route, "client": client, "key": key, "digest": digest}
 
     def _stored(self, kind: str, ticket_id: str) -> Stored | None:
         for row in self._connections.query(SQL[kind], self._named(ticket_id)):
