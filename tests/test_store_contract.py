@@ -234,16 +234,19 @@ def test_an_id_that_is_taken_takes_no_key(store: Store) -> None:
 
 def test_parallel_puts_with_one_key_make_one_ticket(store: Store) -> None:
     """Catches: a look-up and an insert without a lock between (the switch interval makes them meet)."""
-    keys = [f"key {number}" for number in range(50)]
+    keys = [f"key {number}" for number in range(300)]
     got: list[tuple[str, str]] = []
 
+    meeting = threading.Barrier(4)
+
     def work() -> None:
+        meeting.wait(60)
         got.extend((key, put_with(store, key).id) for key in keys)
 
     in_parallel(work)
-    assert len(got) == 200
-    assert len(set(got)) == 50
-    assert store.counts()["donor", "image"].accepted == 50
+    assert len(got) == 1200
+    assert len(set(got)) == 300
+    assert store.counts()["donor", "image"].accepted == 300
 
 
 # The order of the line
