@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from wsgi_admission.errors import FinalTicket, GoneTicket, LeaseLost, UnknownTicket
+from wsgi_admission.errors import FinalTicket, GoneTicket, KeyReused, LeaseLost, UnknownTicket
 from wsgi_admission.replay import Recording
 from wsgi_admission.stores import Store
 from wsgi_admission.stores.records import MINUTES_KEPT, RATE_MINUTES, RUN_TIMES, WORKER_ALIVE, Passed, Tally, Worker
@@ -71,6 +71,9 @@ class Kept:
     request: bytes | None
     response: bytes | None = None
     lease_until: float = 0.0
+    worker: str = ""
+    key: str = ""
+    digest: str = ""
 
 
 @dataclass
@@ -119,7 +122,12 @@ class Model:
         self.add(new, accepted=1)
         self.arrivals.append((int(now // 60), new.tier, new.route))
 
-    def claim(self, routes: Collection[str], now: float, until: float) -> Ticket | None:
+    def recall(self, route: str, client: str, key: str) -> Kept | None:
+        """Look through all tickets for a key."""
+        wanted = (route, client, key)
+        return next((k for k in self.tickets if key and (k.ticket.route, k.ticket.client, k.key) == wanted), None)
+
+    def claim(self, worker: str, routes: Collection[str], now: float, until: float) -> Ticket | None:
         """Go through the line until a route fits."""
         for kept in self.line():
             if kept.ticket.route in routes:
@@ -128,7 +136,7 @@ class Model:
                 kept.ticket = replace(
                     kept.ticket, state=State.PROCESSING, attempt=kept.ticket.attempt + 1, started_at=now
                 )
-                kept.lease_until = until
+                kept.lease_until, kept.worker = until, worker
                 self.charge(kept.ticket)
                 return kept.ticket
         return None
@@ -260,7 +268,7 @@ class Walk:
     def run(self, steps: int) -> None:
         """Take so many steps, comparing everything now and then."""
         likely = [self.put] * 6 + [self.claim] * 5 + [self.finish] * 3 + [self.late, self.cancel, self.release] * 2
-        rare = [self.renew, self.progress, self.requeue, self.prune, self.observe, self.report]
+        rare = [self.renew, self.progress, self.requeue, self.bury, self.prune, self.observe, self.report]
         for step in range(steps):
             passed = self.chance.choice((0.0, 0.25, 3.0, 20.0))
             self.now += passed
@@ -287,15 +295,26 @@ class Walk:
             crash_retries=self.chance.choice((0, 1, 2)),
             created_at=self.now,
         )
-        self.model.put(new, body, self.now)
-        assert self.store.put(new, recording(body), now=self.now) == self.model.find(new.id).ticket
+        key, digest = self.chance.choice(("", "", "k", "l")), self.chance.choice(("d", "d", "e"))
+        known = self.model.recall(new.route, new.client, key)
+        if known is not None and known.digest != digest:
+            with pytest.raises(KeyReused, match="was sent with another request"):
+                self.store.put(new, recording(body), now=self.now, key=key, digest=digest)
+            return
+        if known is None:
+            self.model.put(new, body, self.now)
+            known = self.model.find(new.id)
+            known.key, known.digest = key, digest
+        assert self.store.put(new, recording(body), now=self.now, key=key, digest=digest) == known.ticket
+        assert self.store.recall(new.route, new.client, key, digest) == (known.ticket if key else None)
 
     def claim(self) -> None:
         """Claim for some of the routes."""
         routes = self.chance.sample(ROUTES, self.chance.randint(1, 3))
         lease = self.chance.choice((5.0, 60.0))
-        expected = self.model.claim(routes, self.now, self.clock() + lease)
-        assert self.store.claim("worker", now=self.now, lease=lease, routes=routes) == expected
+        worker = self.chance.choice("xyz")
+        expected = self.model.claim(worker, routes, self.now, self.clock() + lease)
+        assert self.store.claim(worker, now=self.now, lease=lease, routes=routes) == expected
 
     def finish(self) -> None:
         """End a run."""
@@ -360,7 +379,19 @@ class Walk:
         """Take back what ran out."""
         expired = [kept for kept in self.model.processing() if kept.lease_until <= self.clock()]
         assert self.store.requeue_expired(now=self.now) == len(expired)
-        for kept in expired:
+        self.crash(expired)
+
+    def bury(self) -> None:
+        """Bury a worker, whether it runs something or not."""
+        worker = self.chance.choice("xyz")
+        its = [kept for kept in self.model.processing() if kept.worker == worker]
+        assert self.store.bury(worker, now=self.now) == len(its)
+        self.model.workers.pop(worker, None)
+        self.crash(its)
+
+    def crash(self, crashed: list[Kept]) -> None:
+        """Let the model know, and take over the store's sentence."""
+        for kept in crashed:
             self.model.crash(kept, self.now, "ignored")
             if kept.ticket.state is State.FAILED:
                 kept.ticket = replace(kept.ticket, error=self.store.get(kept.ticket.id).error)
@@ -387,7 +418,7 @@ class Walk:
 
     def report(self) -> None:
         """Let a worker report or leave."""
-        worker = Worker(self.chance.choice("xyz"), "host", 1, self.chance.choice((0, 1, 2)), 5)
+        worker = Worker(self.chance.choice("xyz"), "host", 1, self.chance.choice((0, 1, 2)), 5, born=0.25)
         self.store.report(worker, now=self.now)
         if worker.threads:
             self.model.workers[worker.id] = (worker, self.now)

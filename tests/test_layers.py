@@ -18,7 +18,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("ticket", "routes", "tiers", "load", "slots", "replay", "policy.*"),
     ("sections",),
     ("config", "stores.*"),
-    ("workers", "chores", "web.*", "running"),
+    ("workers", "burying", "chores", "web.*", "running"),
     ("process",),
     ("middleware",),
     ("__init__", "integrations.*", "client", "cli", "__main__", "demo.*"),

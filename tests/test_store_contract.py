@@ -14,7 +14,7 @@ import pytest
 
 from tests.redis_servers import RedisServer
 from tests.store_model import LATE, ROUTES, Clock, Walk, read, recording, ticket
-from wsgi_admission.errors import ConfigError, FinalTicket, GoneTicket, LeaseLost, StoreError, UnknownTicket
+from wsgi_admission.errors import ConfigError, FinalTicket, GoneTicket, KeyReused, LeaseLost, StoreError, UnknownTicket
 from wsgi_admission.stores import Store, open_store
 from wsgi_admission.stores.memory import MemoryStore
 from wsgi_admission.stores.records import (
@@ -110,6 +110,20 @@ def finish(store: Store, run: Ticket, *, now: float = 1.0, body: bytes = b"answe
     return store.finish(run.id, run.attempt, State.COMPLETED, recording(body), now=now)
 
 
+def in_parallel(work: Callable[[], None]) -> None:
+    """Do it in four threads that take turns as often as they can."""
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=60)
+    finally:
+        sys.setswitchinterval(interval)
+
+
 # Putting
 
 
@@ -150,6 +164,103 @@ def test_a_body_is_read_from_its_position_and_left_open(store: Store) -> None:
     put_ticket = store.put(ticket(), request, now=0)
     assert not request.body.closed
     assert read(store.request(put_ticket.id)) == (request.head, b"kept", 4)
+
+
+# Keys
+
+
+def put_with(store: Store, key: str, digest: str = "d", *, body: bytes = b"body", **of: object) -> Ticket:
+    """Put a new ticket with a key; return what the store returns."""
+    return store.put(ticket(**of), recording(body), now=1, key=key, digest=digest)  # type: ignore[arg-type]  # as above
+
+
+def test_a_key_is_one_ticket(store: Store) -> None:
+    """Catches: a repeated request that is queued twice, counted, charged or numbered; an old copy of the first."""
+    first = put_with(store, "k")
+    run = claim(store)
+    counts, changed = store.counts(), store.changed()
+    assert put_with(store, "k", body=b"x" * (INLINE_BODY + 1)) == run == store.get(first.id)
+    assert (store.counts(), store.changed()) == (counts, changed)
+    assert read(store.request(first.id)) == ('{"method": "POST"}', b"body", 4)
+    ended = finish(store, run)
+    assert put_with(store, "k") == ended
+    assert store.claim("worker", now=1, lease=30, routes=ROUTES) is None
+    assert put(store).number == first.number + 1
+
+
+def test_a_key_with_another_request_is_refused(store: Store) -> None:
+    """Catches: the answer to one request given to another; the id of somebody's ticket in a message."""
+    first = put_with(store, "k", "one")
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: put_with(store, "k", "two"),
+        lambda: store.recall("image", "ann", "k", "two"),
+    )
+    for again in calls:
+        with pytest.raises(KeyReused) as reused:
+            again()
+        assert reused.value.ticket_id == first.id
+        assert first.id not in str(reused.value)
+    assert store.counts()["donor", "image"].accepted == 1
+    assert put_with(store, "k", "one") == first
+
+
+def test_a_key_belongs_to_a_route_and_a_client(store: Store) -> None:
+    """Catches: the ticket of somebody else, or of another endpoint, for a key that two have chosen."""
+    of = [{}, {"route": "video"}, {"client": "bob"}, {"client": "ann\0k"}]
+    keyed = [put_with(store, key, **one) for key in ("k", "K", "k\0") for one in of]  # type: ignore[arg-type]  # as above
+    assert len({one.id for one in keyed}) == 12
+    assert put_with(store, "k", tier="anonymous") == keyed[0]
+
+
+def test_without_a_key_every_request_is_its_own(store: Store) -> None:
+    """Catches: an empty key that is one like any other."""
+    assert put_with(store, "", "").id != put_with(store, "", "").id
+    assert store.recall("image", "ann", "", "") is None
+
+
+def test_a_key_is_recalled_without_putting(store: Store) -> None:
+    """Catches: a look-up that makes a key, or tells an old state."""
+    assert store.recall("image", "ann", "k", "d") is None
+    first = put_with(store, "k")
+    assert store.recall("image", "ann", "k", "d") == first
+    assert store.recall("video", "ann", "k", "d") is store.recall("image", "bob", "k", "d") is None
+    assert claim(store) == store.recall("image", "ann", "k", "d")
+
+
+def test_a_key_lives_as_long_as_its_ticket(store: Store) -> None:
+    """Catches: keys that are forgotten when their ticket is final, or never."""
+    first = put_with(store, "k")
+    store.cancel(first.id, now=5)
+    store.prune(before=5, now=6)
+    assert put_with(store, "k").id == first.id
+    store.prune(before=6, now=7)
+    assert store.recall("image", "ann", "k", "d") is None
+    assert put_with(store, "k", "other").id != first.id
+
+
+def test_an_id_that_is_taken_takes_no_key(store: Store) -> None:
+    """Catches: a put that is refused and leaves its key behind."""
+    taken = put(store)
+    with pytest.raises(StoreError, match=taken.id):
+        store.put(ticket_with_id(taken.id), recording(), now=1, key="k", digest="d")
+    assert store.recall("image", "ann", "k", "d") is None
+
+
+def test_parallel_puts_with_one_key_make_one_ticket(store: Store) -> None:
+    """Catches: a look-up and an insert without a lock between (the switch interval makes them meet)."""
+    keys = [f"key {number}" for number in range(300)]
+    got: list[tuple[str, str]] = []
+
+    meeting = threading.Barrier(4)
+
+    def work() -> None:
+        meeting.wait(60)
+        got.extend((key, put_with(store, key).id) for key in keys)
+
+    in_parallel(work)
+    assert len(got) == 1200
+    assert len(set(got)) == 300
+    assert store.counts()["donor", "image"].accepted == 300
 
 
 # The order of the line
@@ -335,6 +446,45 @@ def test_without_crash_retries_the_first_death_is_the_last(store: Store, clock: 
     clock.go_on(1)
     store.requeue_expired(now=1)
     assert store.get(new.id).state is State.FAILED
+
+
+def test_what_a_dead_worker_ran_comes_back_at_once(store: Store) -> None:
+    """Catches: a burial that waits for the lease, takes what others run or what is over, or counts no crash."""
+    first, second, over, others = (put(store, client) for client in ("ann", "bob", "cid", "dan"))
+    runs = [store.claim(worker, now=1, lease=99, routes=ROUTES) for worker in ("dead", "dead", "dead", "alive")]
+    assert runs[2] is not None
+    finish(store, runs[2])
+    assert store.bury("dead", now=2) == 2
+    for back in (first, second):
+        assert store.get(back.id) == replace(back, attempt=1, crashes=1)
+    assert store.get(over.id).state is State.COMPLETED
+    assert store.get(others.id).state is State.PROCESSING
+    assert store.counts()["donor", "image"].crashed == 2
+    assert claim_all(store) == [first.id, second.id]
+
+
+def test_a_dead_worker_is_buried_once(store: Store, clock: Clock) -> None:
+    """Catches: a crash for each of those who notice, or one more from the lease; a ticket taken from who has it now."""
+    new = put(store, crash_retries=1)
+    store.claim("dead", now=1, lease=30, routes=ROUTES)
+    assert [store.bury("dead", now=2) for _ in range(3)] == [1, 0, 0]
+    clock.go_on(31)
+    assert store.requeue_expired(now=33) == 0
+    store.claim("alive", now=33, lease=30, routes=ROUTES)
+    assert store.bury("dead", now=34) == 0
+    assert store.get(new.id).state is State.PROCESSING
+    assert store.counts()["donor", "image"].crashed == store.get(new.id).crashes == 1
+
+
+def test_burying_uses_up_the_crash_retries(store: Store) -> None:
+    """Catches: a burial that runs again what must not be repeated, or what nobody wants any more."""
+    fails, unwanted = put(store, "ann", crash_retries=0), put(store, "bob")
+    for _ in range(2):
+        store.claim("dead", now=1, lease=30, routes=ROUTES)
+    store.cancel(unwanted.id, now=1, reason="Not wanted.")
+    assert store.bury("dead", now=5) == 2
+    assert (store.get(fails.id).state, store.get(fails.id).completed_at) == (State.FAILED, 5)
+    assert store.get(unwanted.id).state is State.CANCELLED
 
 
 def test_a_released_ticket_keeps_its_place_and_its_chances(store: Store) -> None:
@@ -790,7 +940,7 @@ def test_what_runs_is_told_with_its_start(store: Store) -> None:
 
 def test_workers_are_alive_as_long_as_they_report(store: Store) -> None:
     """Catches: workers that live for ever, or that die while they report."""
-    one, two = Worker("w1", "host", 10, 3, 5), Worker("w2", "host", 11, 2, 5)
+    one, two = Worker("w1", "host", 10, 3, 5, born=1234567.89), Worker("w2", "host", 11, 2, 5)
     store.report(two, now=0)
     store.report(one, now=0)
     assert store.statistics(now=WORKER_ALIVE).workers == (one, two)
@@ -799,6 +949,8 @@ def test_workers_are_alive_as_long_as_they_report(store: Store) -> None:
     store.report(replace(one, threads=0), now=11)
     store.report(replace(two, id="never there", threads=0), now=11)
     assert store.statistics(now=11).workers == (two,)
+    assert store.bury(two.id, now=11) == store.bury("never there", now=11) == 0
+    assert store.statistics(now=11).workers == ()
 
 
 def test_arrivals_and_completions_are_known_by_minute(store: Store) -> None:
@@ -894,6 +1046,7 @@ CHANGES: dict[str, Callable[[Store, Clock], object]] = {
     "finish": lambda store, _: store.finish("running", 1, State.COMPLETED, recording(), now=1),
     "release": lambda store, _: store.release("running", 1, now=1),
     "requeue_expired": requeue_all,
+    "bury": lambda store, _: store.bury("worker", now=1),
     "cancel": lambda store, _: store.cancel("running", now=1),
     "observe": lambda store, _: store.observe([Passed("donor", "image", 1.0)], now=1),
     "report": lambda store, _: store.report(Worker("w", "host", 1, 1, 1), now=1),
@@ -932,6 +1085,8 @@ def test_lines_of_different_names_share_nothing(open_line: OpenLine, clock: Cloc
     assert theirs.renew([(run.id, 1)], lease=30) == set()
     clock.go_on(1)
     assert theirs.requeue_expired(now=1e6) == 0
+    assert theirs.bury("worker", now=0) == theirs.bury("w", now=0) == 0
+    assert ours.statistics(now=0).workers
     assert theirs.counts() == {}
     statistics = theirs.statistics(now=0)
     assert (statistics.running, statistics.run_times, statistics.workers) == ((), {}, ())
@@ -981,16 +1136,7 @@ def test_threads_never_claim_the_same_ticket(store: Store) -> None:
             claimed.append(run.id)
             store.finish(run.id, run.attempt, State.COMPLETED, recording(), now=1)
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(timeout=60)
-    finally:
-        sys.setswitchinterval(interval)
+    in_parallel(work)
     assert len(claimed) == len(set(claimed)) == 200
     assert store.counts()["donor", "image"] == Tally(accepted=200, started=200, completed=200, ran=200, run_seconds=200)
 

@@ -19,7 +19,7 @@ import pytest
 
 from tests.store_model import ROUTES, read, recording, ticket
 from tests.support import until
-from wsgi_admission.errors import LeaseLost, StoreError, StoreMismatch, StoreUnavailable, UnknownTicket
+from wsgi_admission.errors import KeyReused, LeaseLost, StoreError, StoreMismatch, StoreUnavailable, UnknownTicket
 from wsgi_admission.stores import bodies, checkpoints, connections, opening, rows, watch
 from wsgi_admission.stores.bodies import Bodies, Stored
 from wsgi_admission.stores.checkpoints import INTERVAL, WAL_LIMIT, wal_race
@@ -270,6 +270,34 @@ def test_durability_decides_what_is_on_the_disk(open_store: OpenStore, durabilit
         assert connection.execute(pragma).fetchone() == (1,)
 
 
+@pytest.mark.parametrize(
+    ("durability", "crash_retries", "waits"), [("full", 0, True), ("full", 1, False), ("normal", 0, False)]
+)
+def test_a_claim_of_what_must_not_run_twice_is_on_the_disk(
+    open_store: OpenStore,
+    monkeypatch: pytest.MonkeyPatch,
+    durability: str,
+    crash_retries: int,
+    waits: bool,  # noqa: FBT001 - a parameter
+) -> None:
+    """Catches: a run that a power cut undoes, so that it is begun again; a wait for the disk at every other claim."""
+    store = open_store(durability=durability)
+    store.put(ticket(crash_retries=crash_retries), recording(), now=0)
+    told: list[bool] = []
+    wait_for_disk = connections.Connection.wait_for_disk
+
+    def spy(connection: connections.Connection, *, full: bool) -> None:
+        told.append(full)
+        wait_for_disk(connection, full=full)
+
+    monkeypatch.setattr(connections.Connection, "wait_for_disk", spy)
+    run = run_one(store)
+    assert run.attempt == 1
+    assert told[-1] is waits
+    assert store.counts()["donor", "image"] == Tally(processing=1, accepted=1, started=1)
+    assert store.claim("worker", now=0, lease=30, routes=ROUTES) is None
+
+
 def test_the_file_is_set_up_as_it_must_be(open_store: OpenStore) -> None:
     """Catches: checkpoints by every connection, a journal that is not a log, space that is never given back."""
     for store in (open_store(), open_store()):
@@ -290,10 +318,12 @@ def test_the_columns_are_the_fields(store: SQLiteStore) -> None:
     assert columns("tallies")[5:] == [field.name for field in fields(Tally)]
 
 
-@pytest.mark.parametrize("statement", ["rank", "first", "ahead", "expired", "past_retention", "running", "get"])
+@pytest.mark.parametrize(
+    "statement", ["rank", "first", "ahead", "expired", "leased", "past_retention", "running", "recall", "get"]
+)
 def test_no_statement_reads_the_whole_line(store: SQLiteStore, statement: str) -> None:
     """Catches: an index that does not fit, so that a step takes longer the more tickets wait."""
-    names = ("line", "tier", "client", "routes", "id", "total", "clock", "boot", "before", "batch")
+    names = ("line", "tier", "client", "routes", "id", "total", "clock", "boot", "before", "batch", "route", "key")
     plan = store._connections.query(f"EXPLAIN QUERY PLAN {SQL[statement]}", dict.fromkeys(names, "[]"))
     about_tickets = [row[-1] for row in plan if "tickets" in row[-1] or "head" in row[-1]]
     assert about_tickets
@@ -431,11 +461,16 @@ def test_files_live_as_long_as_their_recordings(store: SQLiteStore, path: Path) 
     assert files(path) == []
 
 
-@pytest.mark.parametrize("why", ["id taken", "lease lost", "cancelled"])
+@pytest.mark.parametrize("why", ["id taken", "key known", "key reused", "lease lost", "cancelled"])
 def test_a_body_that_is_not_kept_leaves_no_file(store: SQLiteStore, path: Path, why: str) -> None:
     """Catches: the files of steps that were refused."""
-    new = store.put(ticket(), recording(), now=0)
-    if why == "id taken":
+    new = store.put(ticket(), recording(), now=0, key="k", digest="d")
+    if why == "key known":
+        assert store.put(ticket(), recording(BIG), now=0, key="k", digest="d") == new
+    elif why == "key reused":
+        with pytest.raises(KeyReused):
+            store.put(ticket(), recording(BIG), now=0, key="k", digest="e")
+    elif why == "id taken":
         with pytest.raises(StoreError):
             store.put(new, recording(BIG), now=0)
     elif why == "lease lost":

@@ -4,9 +4,10 @@ Each thread takes a slot first and then the first ticket of the line that may us
 leased while there is no room to run it.
 
 Leases and attempts.  A claimed ticket is this process's for `LEASE` seconds; the housekeeper renews the leases
-of what runs (see process.py).  If the process dies, its leases run out and the tickets return to their
-places.  If it was only stopped for long, somebody else may be running the ticket meanwhile: the attempt tells
-the store whose answer counts, and `LeaseLost` tells this process that its own does not.
+of what runs (see process.py).  If the process dies, the others on its host bury it, or its leases run out, and the
+tickets return to their places.  If it was only stopped for long, somebody else may be running the ticket
+meanwhile: the attempt tells the store whose answer counts, and `LeaseLost` tells this process that its own does
+not.
 """
 
 from __future__ import annotations

@@ -29,13 +29,22 @@ class Store(abc.ABC):
     """One line and its tickets."""
 
     @abc.abstractmethod
-    def put(self, ticket: Ticket, request: Recording, *, now: float) -> Ticket:
+    def put(self, ticket: Ticket, request: Recording, *, now: float, key: str = "", digest: str = "") -> Ticket:
         """Add a queued ticket with its request to the line; durable when this returns.
 
         The rank is computed inside the step, by `policy.ordering.place`, from the tier's virtual time and
         the client's last finish.  Returns the ticket with ``start`` and ``number`` set.  ``request.body`` is
         read from its current position to its end and left open.  An id that exists already raises StoreError.
+
+        With a ``key`` (an Idempotency-Key) there is one ticket for each (route, client, key), also when several
+        are put at once.  If there is one already it is returned as it is now, under its own id, and nothing of the
+        new one is kept.  If that one was put with another ``digest``, which stands for what was requested, `KeyReused`
+        is raised.  A key lives as long as its ticket: until that is pruned.
         """
+
+    @abc.abstractmethod
+    def recall(self, route: str, client: str, key: str, digest: str) -> Ticket | None:
+        """Return the ticket that was put with this key, as it is now, or None.  Raises `KeyReused` as `put` does."""
 
     @abc.abstractmethod
     def claim(self, worker: str, *, now: float, lease: float, routes: Collection[str]) -> Ticket | None:
@@ -45,7 +54,8 @@ class Store(abc.ABC):
         `release` before they have passed, or `renew` to keep it; after that `requeue_expired` may give the ticket to
         somebody else, and the late `finish` raises `LeaseLost`.  The attempt is counted up, ``started_at`` becomes
         ``now``, the tier's virtual time moves to the ticket's rank if that is later, and the client is charged for it
-        whatever becomes of it.
+        whatever becomes of it.  The claim of a ticket without ``crash_retries`` is as durable as a `put` when this
+        returns: after a power cut it is not run a second time.
         """
 
     @abc.abstractmethod
@@ -87,6 +97,14 @@ class Store(abc.ABC):
 
         Each counts as a crash.  The ticket returns to its old place, fails when ``crashes`` would exceed
         ``crash_retries``, or becomes cancelled if that was asked for.
+        """
+
+    @abc.abstractmethod
+    def bury(self, worker: str, *, now: float) -> int:
+        """Take back at once everything that is leased to this worker (its id), which is known to be dead.
+
+        What `requeue_expired` says of each ticket holds here too.  The report of the worker is forgotten.  Returns
+        how many tickets there were: 0 for whoever comes second, or for a worker that nobody knows.
         """
 
     @abc.abstractmethod

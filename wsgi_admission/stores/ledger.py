@@ -61,7 +61,11 @@ class Ledger:
         if worker.threads:
             self._workers[worker.id] = (worker, now)
         else:
-            self._workers.pop(worker.id, None)
+            self.forget(worker.id)
+
+    def forget(self, worker: str) -> None:
+        """Forget a worker, if it is known."""
+        self._workers.pop(worker, None)
 
     def counts(self) -> Counts:
         """Return the same mapping until something is counted."""

@@ -29,6 +29,12 @@ INSERT INTO tickets (
     :completed_at, :attempt, :crashes, :cancelling, :progress, :note, :error, :line
 );
 
+-- name: keep_key
+UPDATE tickets SET key = :key, digest = :digest WHERE number = :number;
+
+-- name: recall
+SELECT digest, {ticket} FROM tickets WHERE line = :line AND route = :route AND client = :client AND key = :key;
+
 -- name: get
 SELECT {ticket} FROM tickets WHERE line = :line AND id = :id;
 
@@ -67,6 +73,9 @@ WHERE line = :line AND id = :id AND attempt = :attempt AND state = 'processing';
 -- name: expired
 SELECT {ticket} FROM tickets
 WHERE line = :line AND state = 'processing' AND (lease_until <= :clock OR lease_boot <> :boot) ORDER BY number;
+
+-- name: leased
+SELECT {ticket} FROM tickets WHERE line = :line AND state = 'processing' AND worker = :id ORDER BY number;
 
 -- name: ahead
 -- The better tiers are known as sums; only the ticket's own tier is counted.
@@ -165,17 +174,18 @@ SELECT route, started_at FROM tickets WHERE line = :line AND state = 'processing
 SELECT route, seconds FROM run_times WHERE line = :line ORDER BY route, turn;
 
 -- name: workers
-SELECT id, host, pid, threads, slots, seen FROM workers WHERE line = :line ORDER BY id;
+SELECT id, host, pid, threads, slots, born, seen FROM workers WHERE line = :line ORDER BY id;
 
 -- name: completions
 SELECT COALESCE(SUM(completed + failed), 0) FROM tallies
 WHERE line = :line AND minute >= :minute AND minute < :total;
 
 -- name: report
-INSERT INTO workers (line, id, host, pid, threads, slots, seen)
-VALUES (:line, :id, :host, :pid, :threads, :slots, :seen)
+INSERT INTO workers (line, id, host, pid, threads, slots, born, seen)
+VALUES (:line, :id, :host, :pid, :threads, :slots, :born, :seen)
 ON CONFLICT (line, id) DO UPDATE SET
-    host = excluded.host, pid = excluded.pid, threads = excluded.threads, slots = excluded.slots, seen = excluded.seen;
+    host = excluded.host, pid = excluded.pid, threads = excluded.threads, slots = excluded.slots, born = excluded.born,
+    seen = excluded.seen;
 
 -- name: forget_worker
 DELETE FROM workers WHERE line = :line AND id = :id;

@@ -74,10 +74,12 @@ class Worker:
     """A process that replays, as it last reported.
 
     :param id: unique for each start of a process.
-    :param host: names the machine (and its boot).
+    :param host: names the machine and its boot.
     :param pid: process id on that machine.
     :param threads: replay threads it runs.
     :param slots: ``max_concurrent`` of its host.
+    :param born: when the process began, in seconds since the boot of its host, so that another one that got the
+        same pid is not taken for it; 0 if not known.
     """
 
     id: str
@@ -85,6 +87,7 @@ class Worker:
     pid: int
     threads: int
     slots: int
+    born: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -66,26 +66,45 @@ class SQLiteStore(Store):
         self._watch = Watch(self._connections)
         self._checkpointer = Checkpointer(self._connections)
 
-    def put(self, ticket: Ticket, request: Recording, *, now: float) -> Ticket:
-        """Rank the ticket and insert it with its request."""
+    def put(self, ticket: Ticket, request: Recording, *, now: float, key: str = "", digest: str = "") -> Ticket:
+        """Rank the ticket and insert it with its request, unless its key is known."""
+        asked = self._key(ticket.route, ticket.client, key, digest)
         where = {"line": self._line, "tier": ticket.tier, "client": ticket.client}
         with self._bodies.stored(request) as stored, self._connections.writing() as connection:
-            start = place(*connection.execute(SQL["rank"], where).fetchone())
-            number = rows.add(connection, self._line, ticket, stored, start=start, now=now)
-        return replace(ticket, state=State.QUEUED, start=start, number=number)
+            known = rows.recalled(connection.execute(SQL["recall"], asked).fetchall(), digest) if key else None
+            if known is None:
+                start = place(*connection.execute(SQL["rank"], where).fetchone())
+                known = rows.add(connection, self._line, replace(ticket, start=start), stored, now=now)
+                if key:
+                    connection.execute(SQL["keep_key"], {**asked, "number": known.number})
+                return known
+        self._bodies.remove([stored.file] if stored.file is not None else [])
+        return known
+
+    def recall(self, route: str, client: str, key: str, digest: str) -> Ticket | None:
+        """Read the row of the key's ticket."""
+        return rows.recalled(self._connections.query(SQL["recall"], self._key(route, client, key, digest)), digest)
 
     def claim(self, worker: str, *, now: float, lease: float, routes: Collection[str]) -> Ticket | None:
         """Look up the first ticket of each route, and take the best of them."""
         wanted = {"line": self._line, "routes": json.dumps(list(routes))}
         with self._connections.writing(durable=False) as connection:
-            row = connection.execute(SQL["first"], wanted).fetchone()
-            if row is None:
-                return None
-            before = rows.ticket_of(row)
-            after = moves.claimed(before, now=now)
-            rows.move(connection, self._line, before, after, now=now)
-            rows.lease(connection, after, worker, until=self._clock() + lease, boot=self._boot)
-            rows.charge(connection, self._line, after)
+            before = rows.first(connection, wanted)
+            if before is None or before.crash_retries:
+                return self._lease(connection, before, worker, now=now, lease=lease)
+        # What must not run twice has to be on the disk, and which ticket it is was known too late for that.
+        with self._connections.writing() as connection:
+            return self._lease(connection, rows.first(connection, wanted), worker, now=now, lease=lease)
+
+    def _lease(
+        self, connection: sqlite3.Connection, before: Ticket | None, worker: str, *, now: float, lease: float
+    ) -> Ticket | None:
+        if before is None:
+            return None
+        after = moves.claimed(before, now=now)
+        rows.move(connection, self._line, before, after, now=now)
+        rows.lease(connection, after, worker, until=self._clock() + lease, boot=self._boot)
+        rows.charge(connection, self._line, after)
         return after
 
     def renew(self, claims: Collection[tuple[str, int]], *, lease: float) -> set[tuple[str, int]]:
@@ -144,14 +163,20 @@ class SQLiteStore(Store):
 
     def requeue_expired(self, *, now: float) -> int:
         """Move every ticket whose lease ran out, in one transaction."""
-        erased: list[str] = []
         with self._connections.writing() as connection:
             where = {"line": self._line, "clock": self._clock(), "boot": self._boot}
-            expired = connection.execute(SQL["expired"], where).fetchall()
-            for before in map(rows.ticket_of, expired):
-                erased += rows.move(connection, self._line, before, moves.crashed(before, now=now), now=now)
+            crashed, erased = rows.crash(connection, "expired", where, now=now)
         self._bodies.remove(erased)
-        return len(expired)
+        return crashed
+
+    def bury(self, worker: str, *, now: float) -> int:
+        """Move every ticket that is the worker's, and delete its row."""
+        with self._connections.writing() as connection:
+            where = {"line": self._line, "id": worker}
+            connection.execute(SQL["forget_worker"], where)
+            crashed, erased = rows.crash(connection, "leased", where, now=now)
+        self._bodies.remove(erased)
+        return crashed
 
     def cancel(self, ticket_id: str, *, now: float, reason: str = "") -> Ticket:
         """Move the ticket, or mark it."""
@@ -254,6 +279,9 @@ class SQLiteStore(Store):
 
     def _named(self, ticket_id: str) -> dict[str, str]:
         return {"line": self._line, "id": ticket_id}
+
+    def _key(self, route: str, client: str, key: str, digest: str) -> dict[str, str]:
+        return {"line": self._line, "route": route, "client": client, "key": key, "digest": digest}
 
     def _stored(self, kind: str, ticket_id: str) -> Stored | None:
         for row in self._connections.query(SQL[kind], self._named(ticket_id)):
