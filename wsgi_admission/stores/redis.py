@@ -39,7 +39,8 @@ from wsgi_admission.stores.records import (
     Worker,
 )
 from wsgi_admission.stores.replies import facts_of, kept, minutes_of, tallies_of, ticket_of, told
-from wsgi_admission.stores.scripts import KEYS, key, script
+from wsgi_admission.stores.scripts import KEYS, script
+from wsgi_admission.stores.scripts import key as key_of
 from wsgi_admission.stores.servers import Servers
 from wsgi_admission.stores.wire import Argument, decode
 from wsgi_admission.ticket import State, Ticket
@@ -66,22 +67,31 @@ class RedisStore(Store):
         self._line = name
         self._skew = skew
         self._servers = Servers(url)
-        self._keys = [key(name, each) for each in KEYS]
+        self._keys = [key_of(name, each) for each in KEYS]
         self._chunks = Chunks(self._servers, name)
-        self._news = News(self._servers, key(name, "meta"))
+        self._news = News(self._servers, key_of(name, "meta"))
         try:
             self._refuse_unfit()
         except BaseException:
             self._servers.close()
             raise
 
-    def put(self, ticket: Ticket, request: Recording, *, now: float) -> Ticket:
-        """Send a large body first, then rank the ticket and add it."""
+    def put(self, ticket: Ticket, request: Recording, *, now: float, key: str = "", digest: str = "") -> Ticket:
+        """Send a large body first, then rank the ticket and add it, unless its key is known."""
         stored, body = self._chunks.send(request)
-        answer = self._step("put", now, stored, body, kept(ticket), body=body)
-        if answer[0] != b"ok":
+        answer = self._step("put", now, stored, body, kept(ticket, key=key, digest=digest), body=body)
+        if answer[0] == b"ok":
+            return replace(ticket, state=State.QUEUED, start=float(answer[1]), number=int(answer[2]))
+        if body:
+            self._chunks.remove(body)
+        if answer[0] in _REFUSED:
             raise StoreError(_REFUSED[answer[0]].format(id=ticket.id))
-        return replace(ticket, state=State.QUEUED, start=float(answer[1]), number=int(answer[2]))
+        return ticket_of(told(answer, ticket.id)[0])
+
+    def recall(self, route: str, client: str, key: str, digest: str) -> Ticket | None:
+        """Look the key up."""
+        answer = self._run("recall", route, client, key, digest)
+        return None if answer is None else ticket_of(told(answer, "")[0])
 
     def claim(self, worker: str, *, now: float, lease: float, routes: Collection[str]) -> Ticket | None:
         """Look up the first ticket of each route, and take the best of them."""
@@ -121,6 +131,11 @@ class RedisStore(Store):
     def requeue_expired(self, *, now: float) -> int:
         """Move every ticket whose lease ran out."""
         found: int = self._step("requeue", now, moves.USED_UP)
+        return found
+
+    def bury(self, worker: str, *, now: float) -> int:
+        """Move every ticket that is the worker's."""
+        found: int = self._step("bury", worker, now, moves.USED_UP)
         return found
 
     def cancel(self, ticket_id: str, *, now: float, reason: str = "") -> Ticket:
@@ -208,9 +223,9 @@ class RedisStore(Store):
 
     def maintain(self, *, now: float) -> None:  # noqa: ARG002 - what is to be removed is to be removed now
         """Remove the large bodies that no ticket names any more."""
-        for name in self._servers.call(b"SMEMBERS", key(self._line, "trash")):
+        for name in self._servers.call(b"SMEMBERS", key_of(self._line, "trash")):
             self._chunks.remove(decode(name))
-            self._servers.call(b"SREM", key(self._line, "trash"), name)
+            self._servers.call(b"SREM", key_of(self._line, "trash"), name)
 
     def changed(self) -> int:
         """Return the number of changes so far, as it was read last."""
@@ -245,8 +260,8 @@ class RedisStore(Store):
                 f"{shown} has the maxmemory-policy {policy!r}, by which accepted requests would be evicted; "
                 "set it to noeviction."
             )
-        self._servers.call(b"HSETNX", key(self._line, "meta"), "schema", SCHEMA)
-        found = decode(self._servers.call(b"HGET", key(self._line, "meta"), "schema"))
+        self._servers.call(b"HSETNX", key_of(self._line, "meta"), "schema", SCHEMA)
+        found = decode(self._servers.call(b"HGET", key_of(self._line, "meta"), "schema"))
         if found != str(SCHEMA):
             raise StoreMismatch(
                 f"The line {self._line!r} in {shown} was written by another version of this package "

@@ -8,7 +8,7 @@ from dataclasses import fields
 from types import MappingProxyType
 from typing import Any
 
-from wsgi_admission.errors import FinalTicket, GoneTicket, UnknownTicket
+from wsgi_admission.errors import FinalTicket, GoneTicket, KeyReused, UnknownTicket
 from wsgi_admission.stores.records import Counts, Minute, Statistics, Tally, Worker
 from wsgi_admission.stores.scripts import FIELDS
 from wsgi_admission.stores.wire import decode
@@ -17,9 +17,10 @@ from wsgi_admission.ticket import State, Ticket
 _NUMBERS: dict[str, Callable[[str], Any]] = {"float": float, "int": int, "float | None": float}
 
 
-def kept(ticket: Ticket) -> str:
-    """Return a ticket as it is kept."""
-    return json.dumps([*map(_text, vars(ticket).values()), *[""] * (len(FIELDS) - len(_READERS))], ensure_ascii=False)
+def kept(ticket: Ticket, **more: str) -> str:
+    """Return a ticket as it is kept, with fields that are not its own."""
+    values = [*map(_text, vars(ticket).values()), *(more.get(name, "") for name in FIELDS[len(_READERS) :])]
+    return json.dumps(values, ensure_ascii=False)
 
 
 def _text(value: Any) -> str:
@@ -61,6 +62,8 @@ def told(answer: list[Any], ticket_id: str) -> list[Any]:
         raise GoneTicket(ticket_id, decode(answer[1]))
     if word == b"unknown":
         raise UnknownTicket(ticket_id)
+    if word == b"reused":
+        raise KeyReused(decode(answer[1]))
     if word == b"final":
         raise FinalTicket(ticket_id, decode(answer[1]))
     return answer[1:]

@@ -25,6 +25,7 @@ KEYS = (
     "responses",  # hash: id -> recording
     "bodies",  # hash: kind and id -> name of a large body
     "trash",  # set: names of large bodies that are to be removed
+    "keys",  # hash: route, client and key -> id
     "gone",  # hash: id -> owner
     "gone_at",  # sorted set: id by when it was removed
     "tallies",  # hash: tier and route -> tally
@@ -36,10 +37,10 @@ KEYS = (
     "finishes",  # hash: tier and client -> last finish of what was ever claimed
     "finish_order",  # sorted set: the same by tier and finish
 )
-#: The fields of a ticket as it is kept: what it knows itself, and who claimed it last.
-FIELDS = (*(field.name for field in fields(Ticket)), "worker")
+#: The fields of a ticket as it is kept: what it knows itself, who claimed it last, and its key with the digest.
+FIELDS = (*(field.name for field in fields(Ticket)), "worker", "key", "digest")
 # Scripts that move no ticket need not know how.
-_STILL = {"get", "recording", "version", "counts", "statistics", "minutes", "observe", "report", "prune_rest"}
+_STILL = {"get", "recall", "recording", "version", "counts", "statistics", "minutes", "observe", "report", "prune_rest"}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,9 @@ for _, id in ipairs(old) do
     redis.call('ZADD', K.gone_at, ARGV[2], id)
     erase('requests', id)
     erase('responses', id)
+    if t[F.key] ~= '' then
+        redis.call('HDEL', K.keys, key_field(t[F.route], t[F.client], t[F.key]))
+    end
     redis.call('HDEL', K.tickets, id)
     redis.call('ZREM', K.finished, id)
 end

@@ -1,6 +1,13 @@
 -- now, request, the name of its large body, the ticket -> 'ok', start, number
+-- or, if its key is known: 'known' and its ticket, or 'reused' and the id of that
 local now, t = tonumber(ARGV[1]), cjson.decode(ARGV[4])
 local id = t[F.id]
+if t[F.key] ~= '' then
+    local known = recall(t[F.route], t[F.client], t[F.key], t[F.digest])
+    if known then
+        return known
+    end
+end
 if redis.call('HEXISTS', K.tickets, id) == 1 then
     return {'taken'}
 end
@@ -8,6 +15,9 @@ if ARGV[3] ~= '' and redis.call('EXISTS', KEYS[#KEYS]) == 0 then
     return {'no body'}
 end
 keep('requests', id, ARGV[2], ARGV[3])
+if t[F.key] ~= '' then
+    redis.call('HSET', K.keys, key_field(t[F.route], t[F.client], t[F.key]), id)
+end
 t[F.number] = tostring(redis.call('HINCRBY', K.meta, 'number', 1))
 t[F.start] = exact(math.max(tonumber(redis.call('HGET', K.virtual_times, t[F.tier]) or 0), last_finish(t)))
 t[F.state] = ''
