@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -119,20 +120,6 @@ def test_a_server_that_hangs_is_waited_for_two_seconds_at_most(server: RedisServ
     until(lambda: _answers(store), patience=PAUSE + 1)
 
 
-def test_one_call_at_a_time_tries_a_server_that_was_away(server: RedisServer, store: RedisStore) -> None:
-    """Catches: every request of a loaded site waiting for the same dead server again and again."""
-    with server.paused():
-        unavailable(store.health)
-        time.sleep(PAUSE)  # of the real clock: the breaker's own tests have another
-        waits: list[float] = []
-        threads = [threading.Thread(target=lambda: waits.append(unavailable(store.health))) for _ in range(5)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert sum(wait > 0.5 for wait in waits) == 1
-
-
 def test_a_late_reply_is_never_taken_for_another(server: RedisServer, store: RedisStore) -> None:
     """Catches: a connection that is used again after a timeout, with the old reply still to come."""
     mine, other = put(store, "ann"), put(store, "bob")
@@ -167,6 +154,41 @@ def _answers(store: RedisStore) -> bool:
         return bool(store.health())
     except StoreUnavailable:
         return False
+
+
+@pytest.mark.parametrize("key", ["", "k"])
+def test_a_put_without_an_answer_makes_no_ticket_in_the_end(server: RedisServer, store: RedisStore, key: str) -> None:
+    """Catches: a request that was run at once, or refused, and is run again by a ticket that nobody knows."""
+    put(store, "bob")
+    new = ticket()
+    with server.paused():
+        unavailable(lambda: store.put(new, recording(), now=0, key=key, digest="d"))
+    until(lambda: _answers(store), patience=PAUSE + 1)
+    until(lambda: queued(store) == 2, "the put, done late", patience=5)
+    store.maintain(now=5)
+    ended = store.get(new.id)
+    assert (ended.state, ended.completed_at, ended.error) == (State.CANCELLED, 5, module.UNKNOWN)
+    assert store.recall(new.route, new.client, key, "d") is None
+    assert store.put(ticket(), recording(), now=6, key=key, digest="d").start == 0.0
+    version = store.changed()
+    store.maintain(now=7)
+    assert store.changed() == version, "it is settled"
+
+
+def test_a_claim_without_an_answer_is_given_back(server: RedisServer, store: RedisStore) -> None:
+    """Catches: a ticket that waits for the end of a lease of nobody, and fails as if its worker had died."""
+    store.claim("worker", now=0, lease=30, routes=ROUTES)  # now the server knows the script
+    new = store.put(ticket(crash_retries=0), recording(), now=0)
+    other = put(store, "bob")
+    with server.paused():
+        unavailable(lambda: claim(store))
+    until(lambda: _answers(store), patience=PAUSE + 1)
+    until(lambda: store.get(new.id).state is State.PROCESSING, "the claim, done late", patience=5)
+    store.maintain(now=1)
+    assert store.get(new.id) == replace(new, attempt=1)
+    assert [claim(store)[0] for _ in range(2)] == [new.id, other]
+    store.maintain(now=2)
+    assert store.counts()["donor", "image"].processing == 2
 
 
 # Servers that are unfit

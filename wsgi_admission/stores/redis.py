@@ -11,6 +11,7 @@ what the caller says.
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
@@ -25,6 +26,7 @@ from wsgi_admission.errors import (
 from wsgi_admission.replay import Recording
 from wsgi_admission.stores import Store, moves
 from wsgi_admission.stores.chunks import Chunks
+from wsgi_admission.stores.doubts import Doubts
 from wsgi_admission.stores.news import News
 from wsgi_admission.stores.records import (
     MINUTES_KEPT,
@@ -68,6 +70,7 @@ class RedisStore(Store):
         self._skew = skew
         self._servers = Servers(url)
         self._keys = [key_of(name, each) for each in KEYS]
+        self._doubts = Doubts()
         self._chunks = Chunks(self._servers, name)
         self._news = News(self._servers, key_of(name, "meta"))
         try:
@@ -79,7 +82,8 @@ class RedisStore(Store):
     def put(self, ticket: Ticket, request: Recording, *, now: float, key: str = "", digest: str = "") -> Ticket:
         """Send a large body first, then rank the ticket and add it, unless its key is known."""
         stored, body = self._chunks.send(request)
-        answer = self._step("put", now, stored, body, kept(ticket, key=key, digest=digest), body=body)
+        with self._doubts.about(ticket.id):
+            answer = self._step("put", now, stored, body, kept(ticket, key=key, digest=digest), body=body)
         if answer[0] == b"ok":
             return replace(ticket, state=State.QUEUED, start=float(answer[1]), number=int(answer[2]))
         if body:
@@ -95,7 +99,9 @@ class RedisStore(Store):
 
     def claim(self, worker: str, *, now: float, lease: float, routes: Collection[str]) -> Ticket | None:
         """Look up the first ticket of each route, and take the best of them."""
-        found = self._step("claim", now, lease, worker, *routes)
+        mark = uuid.uuid4().hex
+        with self._doubts.about(mark):
+            found = self._step("claim", now, lease, worker, mark, *routes)
         return None if found is None else ticket_of(found)
 
     def renew(self, claims: Collection[tuple[str, int]], *, lease: float) -> set[tuple[str, int]]:
@@ -221,8 +227,11 @@ class RedisStore(Store):
         self.maintain(now=now)
         return removed
 
-    def maintain(self, *, now: float) -> None:  # noqa: ARG002 - what is to be removed is to be removed now
-        """Remove the large bodies that no ticket names any more."""
+    def maintain(self, *, now: float) -> None:
+        """Settle what is in doubt, and remove the large bodies that no ticket names any more."""
+        names = self._doubts.names()
+        if names:
+            self._doubts.settled(map(decode, self._step("settle", now, UNKNOWN, *names)))
         for name in self._servers.call(b"SMEMBERS", key_of(self._line, "trash")):
             self._chunks.remove(decode(name))
             self._servers.call(b"SREM", key_of(self._line, "trash"), name)
@@ -298,6 +307,9 @@ class RedisStore(Store):
                 raise StoreError(f"The recorded body {self._chunks.key(decode(body))} is missing.")
             seen = body
 
+
+#: Why a ticket is cancelled of which nobody was told.
+UNKNOWN = "The request was not accepted, as the store did not answer in time."
 
 _REFUSED = {
     b"taken": "There is a ticket {id} already.",

@@ -37,8 +37,9 @@ KEYS = (
     "finishes",  # hash: tier and client -> last finish of what was ever claimed
     "finish_order",  # sorted set: the same by tier and finish
 )
-#: The fields of a ticket as it is kept: what it knows itself, who claimed it last, and its key with the digest.
-FIELDS = (*(field.name for field in fields(Ticket)), "worker", "key", "digest")
+#: The fields of a ticket as it is kept: what it knows itself, who claimed it last and by which claim, its key
+#: with the digest.
+FIELDS = (*(field.name for field in fields(Ticket)), "worker", "mark", "key", "digest")
 # Scripts that move no ticket need not know how.
 _STILL = {"get", "recall", "recording", "version", "counts", "statistics", "minutes", "observe", "report", "prune_rest"}
 

@@ -1,4 +1,4 @@
--- now, lease, worker, routes -> the ticket, or nil
+-- now, lease, worker, mark, routes -> the ticket, or nil
 local now, first, best = tonumber(ARGV[1]), nil, nil
 local function before(one, other)
     for at = 1, 3 do
@@ -7,7 +7,7 @@ local function before(one, other)
         end
     end
 end
-for argument = 4, #ARGV do
+for argument = 5, #ARGV do
     local route = text(ARGV[argument])
     local head = redis.call('ZRANGEBYLEX', K.line, '[' .. route, '(' .. route .. LAST, 'LIMIT', 0, 1)[1]
     if head then
@@ -26,7 +26,7 @@ if t[F.attempt] == '0' then
 end
 t[F.attempt] = tostring(t[F.attempt] + 1)
 t[F.started_at] = exact(now)
-t[F.worker] = ARGV[3]
+t[F.worker], t[F.mark] = ARGV[3], ARGV[4]
 local kept = move(t, 'processing', now, change)
 redis.call('ZADD', K.leases, lease_end(ARGV[2]), first)
 charge(t)
