@@ -92,6 +92,7 @@ class Model:
     completions: list[tuple[int, str, str]] = field(default_factory=list)
     run_times: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     workers: dict[str, tuple[Worker, float]] = field(default_factory=dict)
+    paused: bool = False
 
     def find(self, ticket_id: str) -> Kept:
         """Return the ticket with this id."""
@@ -130,7 +131,7 @@ class Model:
     def claim(self, worker: str, routes: Collection[str], now: float, until: float) -> Ticket | None:
         """Go through the line until a route fits."""
         for kept in self.line():
-            if kept.ticket.route in routes:
+            if kept.ticket.route in routes and not self.paused:
                 if kept.ticket.attempt == 0:
                     self.add(kept.ticket, started=1, wait_seconds=now - kept.ticket.created_at)
                 kept.ticket = replace(
@@ -277,7 +278,7 @@ class Walk:
         """Take so many steps, comparing everything now and then."""
         likely = [self.put] * 6 + [self.claim] * 5 + [self.finish] * 3
         likely += [self.late, self.cancel, self.release, self.retry] * 2
-        rare = [self.renew, self.progress, self.requeue, self.bury, self.prune, self.observe, self.report]
+        rare = [self.renew, self.progress, self.requeue, self.bury, self.prune, self.observe, self.report, self.pause]
         for step in range(steps):
             passed = self.chance.choice((0.0, 0.25, 3.0, 20.0))
             self.now += passed
@@ -453,6 +454,11 @@ class Walk:
         else:
             self.model.workers.pop(worker.id, None)
 
+    def pause(self) -> None:
+        """Pause the line, or let it go on, which is likelier."""
+        self.model.paused = self.chance.random() < 0.3
+        self.store.pause(self.model.paused)
+
     def compare(self) -> None:
         """Ask both everything."""
         for kept in self.model.tickets:
@@ -470,6 +476,7 @@ class Walk:
             with pytest.raises(GoneTicket) as gone:
                 self.store.get(ticket_id)
             assert gone.value.owner == owner
+        assert self.store.paused() is self.model.paused
         self.compare_order()
         self.compare_counts()
 

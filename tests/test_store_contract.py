@@ -343,6 +343,38 @@ def test_the_best_of_several_routes_is_claimed(store: Store) -> None:
     assert claim(store).id == best.id
 
 
+# Pausing
+
+
+def test_nothing_is_claimed_from_a_paused_line(open_line: OpenLine) -> None:
+    """Catches: a pause that only this process knows of, or that stops more than the claims."""
+    store = open_line("main")
+    first, second = put(store, "ann"), put(store, "bob")
+    run = claim(store)
+    assert store.paused() is False
+    for _ in range(2):
+        store.pause(paused=True)
+    assert store.paused() is True
+    assert store.claim("worker", now=1, lease=30, routes=ROUTES) is None
+    assert store.renew([(run.id, 1)], lease=30) == {(run.id, 1)}
+    store.release(run.id, 1, now=2)
+    put(store, "cid")
+    store.cancel(second.id, now=3)
+    for _ in range(2):
+        store.pause(paused=False)
+    assert store.paused() is False
+    assert claim(store).id == first.id
+
+
+def test_a_line_is_paused_by_its_name(open_line: OpenLine) -> None:
+    """Catches: a pause of every line in the same place."""
+    ours, theirs = open_line("ours"), open_line("theirs")
+    ours.pause(paused=True)
+    new = put(theirs)
+    assert theirs.paused() is False
+    assert claim(theirs).id == new.id
+
+
 # Claims and leases
 
 
@@ -1147,6 +1179,7 @@ CHANGES: dict[str, Callable[[Store, Clock], object]] = {
     "cancel": lambda store, _: store.cancel("running", now=1),
     "observe": lambda store, _: store.observe([Passed("donor", "image", 1.0)], now=1),
     "report": lambda store, _: store.report(Worker("w", "host", 1, 1, 1), now=1),
+    "pause": lambda store, _: store.pause(paused=True),
     "prune": lambda store, _: store.prune(before=1e6, now=1e6),
 }
 

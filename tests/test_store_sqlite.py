@@ -72,6 +72,20 @@ def run_one(store: SQLiteStore) -> Ticket:
     return run
 
 
+def test_a_pause_is_known_to_all_and_kept(path: Path) -> None:
+    """Catches: a line that an operator paused, and that goes on after a restart or in another process."""
+    with closing(SQLiteStore(path)) as one, closing(SQLiteStore(path)) as two:
+        one.put(ticket(), recording(), now=0)
+        assert two.paused() is False
+        one.pause(paused=True)
+        assert two.paused() is True
+        assert two.claim("worker", now=0, lease=30, routes=ROUTES) is None
+    with closing(SQLiteStore(path)) as store:
+        assert store.paused() is True
+        store.pause(paused=False)
+        assert run_one(store).attempt == 1
+
+
 def test_a_lease_of_another_boot_has_run_out(path: Path) -> None:
     """Catches: a ticket that nobody runs until the host is up as long as it was before."""
     with closing(SQLiteStore(path, boot="first", clock=lambda: 1e6)) as store:
@@ -209,8 +223,13 @@ def test_a_corrupt_file_is_an_error_of_the_store(path: Path) -> None:
     with closing(SQLiteStore(path)) as store:
         for _ in range(50):
             store.put(ticket(), recording(b"y" * 2000), now=0)
+        ((page,),) = store._connections.query("PRAGMA page_size")
+        roots = store._connections.query("SELECT rootpage FROM sqlite_master")
     content = path.read_bytes()
-    path.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+    with path.open("r+b") as file:  # the schema stays readable, the rest does not
+        for (root,) in roots:
+            file.seek((root - 1) * page)
+            file.write(b"\xff" * page)
     with closing(SQLiteStore(path)) as store, pytest.raises(StoreUnavailable, match=r"line\.db") as failed:
         store.put(ticket(), recording(), now=1)
     assert isinstance(failed.value.__cause__, sqlite3.DatabaseError)

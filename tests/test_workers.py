@@ -103,6 +103,22 @@ def test_no_more_run_than_there_are_slots() -> None:
     assert floor.most == 2
 
 
+def test_a_paused_line_waits_and_takes_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a paused line that runs, or whose idle threads take slots from others and lock the store to find out."""
+    floor = Floor()
+    floor.go.set()
+    ticket = floor.put()
+    floor.store.pause(paused=True)
+    asked: list[object] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(floor.slots, "take", asked.append)
+        assert floor.pool._run_next() is False
+    assert not asked
+    floor.store.pause(paused=False)
+    assert floor.pool._run_next() is True
+    assert floor.state(ticket) is State.COMPLETED
+
+
 def test_no_route_looks_full_while_a_ticket_of_another_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches: slots of limited routes held during a claim: others then claim what stands behind those routes."""
     floor = Floor(threads=1, slots=4, limits={"video": 1})

@@ -167,7 +167,7 @@ class Pool:
     def _run_next(self) -> bool:
         """Run the first ticket that there is room for; return whether there was one."""
         waiting = {route for (_, route), tally in self._store.counts().items() if tally.queued}
-        if not self._free(waiting) or not self._may_start():
+        if not self._free(waiting) or self._store.paused() or not self._may_start():
             return False
         slot = self._slots.take(None)
         if slot is None:

@@ -50,6 +50,7 @@ class MemoryStore(Store):
         self._keys: dict[tuple[str, str, str], tuple[str, str]] = {}
         self._gone: dict[str, tuple[str, float]] = {}
         self._ledger = Ledger()
+        self._paused = False
         self._version = 0
 
     def put(self, ticket: Ticket, request: Recording, *, now: float, key: str = "", digest: str = "") -> Ticket:
@@ -73,7 +74,7 @@ class MemoryStore(Store):
     def claim(self, worker: str, *, now: float, lease: float, routes: Collection[str]) -> Ticket | None:
         """Take the best of the first tickets of the routes."""
         with self._lock:
-            first = self._order.first(routes)
+            first = None if self._paused else self._order.first(routes)
             if first is None:
                 return None
             entry = self._entries[first]
@@ -82,6 +83,16 @@ class MemoryStore(Store):
             self._move(entry, before, now)
             self._order.charge(before)
             return entry.ticket
+
+    def pause(self, paused: bool) -> None:  # noqa: FBT001 - as in Store
+        """Remember it."""
+        with self._lock:
+            self._paused = paused
+            self._version += 1
+
+    def paused(self) -> bool:
+        """Tell it."""
+        return self._paused
 
     def renew(self, claims: Collection[tuple[str, int]], *, lease: float) -> set[tuple[str, int]]:
         """Set the end of each lease that is still held."""

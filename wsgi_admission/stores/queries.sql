@@ -51,7 +51,16 @@ SELECT {ticket} FROM tickets WHERE number = (
         ORDER BY tier_rank, start, number LIMIT 1
     )
     ORDER BY head.tier_rank, head.start, head.number LIMIT 1
-);
+) AND NOT EXISTS (SELECT 1 FROM paused WHERE line = :line);
+
+-- name: pause
+INSERT OR IGNORE INTO paused (line) VALUES (:line);
+
+-- name: resume
+DELETE FROM paused WHERE line = :line;
+
+-- name: paused
+SELECT 1 FROM paused WHERE line = :line;
 
 -- name: save
 UPDATE tickets SET

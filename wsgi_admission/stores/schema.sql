@@ -107,6 +107,9 @@ CREATE TABLE workers (
     PRIMARY KEY (line, id)
 ) WITHOUT ROWID;
 
+-- The lines from which nothing is claimed.
+CREATE TABLE paused (line TEXT NOT NULL PRIMARY KEY) WITHOUT ROWID;
+
 -- Removed tickets, to tell 410 from 404.
 CREATE TABLE gone (line TEXT NOT NULL, id TEXT NOT NULL, owner TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY (line, id))
 WITHOUT ROWID;

@@ -105,6 +105,16 @@ class SQLiteStore(Store):
         rows.charge(connection, self._line, after)
         return after
 
+    def pause(self, paused: bool) -> None:  # noqa: FBT001 - as in Store
+        """Write or delete the line's row."""
+        with self._connections.writing() as connection:
+            connection.execute(SQL["pause" if paused else "resume"], {"line": self._line})
+
+    def paused(self) -> bool:
+        """Return what was read last, if nobody has committed since."""
+        line = {"line": self._line}
+        return self._watch.cached("paused", lambda c: bool(c.execute(SQL["paused"], line).fetchall()))
+
     def renew(self, claims: Collection[tuple[str, int]], *, lease: float) -> set[tuple[str, int]]:
         """Set the end of each lease that is still held."""
         with self._connections.writing(durable=False) as connection:
