@@ -279,6 +279,7 @@ class Walk:
         likely = [self.put] * 6 + [self.claim] * 5 + [self.finish] * 3
         likely += [self.late, self.cancel, self.release, self.retry] * 2
         rare = [self.renew, self.progress, self.requeue, self.bury, self.prune, self.observe, self.report, self.pause]
+        rare += [self.expire]
         for step in range(steps):
             passed = self.chance.choice((0.0, 0.25, 3.0, 20.0))
             self.now += passed
@@ -453,6 +454,15 @@ class Walk:
             self.model.workers[worker.id] = (worker, self.now)
         else:
             self.model.workers.pop(worker.id, None)
+
+    def expire(self) -> None:
+        """Cancel what has waited for long."""
+        route, before = self.chance.choice(ROUTES), self.now - self.chance.choice((0.0, 20.0, 200.0))
+        line = [kept for kept in self.model.line() if kept.ticket.route == route]
+        overdue = [kept for kept in line if kept.ticket.created_at < before]
+        assert self.store.expire(route, before=before, now=self.now, reason="Too late.") == len(overdue)
+        for kept in overdue:
+            self.model.cancel(kept, self.now, "Too late.")
 
     def pause(self) -> None:
         """Pause the line, or let it go on, which is likelier."""

@@ -886,6 +886,49 @@ def test_a_final_ticket_cannot_be_cancelled(store: Store) -> None:
     assert store.get(run.id).state is State.COMPLETED
 
 
+# Deadlines
+
+
+def test_what_has_waited_too_long_is_cancelled_with_the_reason(store: Store) -> None:
+    """Catches: a deadline that cancels what runs, what is younger, or what another route has; one off by one."""
+    runs, late, again = (put(store, client, created_at=1) for client in "abc")
+    fresh = put(store, "d", created_at=10)
+    other = put(store, route="video", created_at=1)
+    claimed = {run.id: run for run in (claim(store, routes=("image",)) for _ in range(3))}
+    for back in (late, again):
+        store.release(back.id, 1, now=11)
+    assert store.expire("image", before=10, now=12, reason="Nobody came in time.") == 2
+    for gone in (late, again):
+        ended = store.get(gone.id)
+        assert (ended.state, ended.completed_at, ended.error) == (State.CANCELLED, 12, "Nobody came in time.")
+        with pytest.raises(UnknownTicket):
+            store.request(gone.id)
+    assert store.get(runs.id) == claimed[runs.id]
+    assert [store.get(one.id).state for one in (fresh, other)] == [State.QUEUED] * 2
+    assert store.counts()["donor", "image"].cancelled == 2
+    changed = store.changed()
+    assert store.expire("image", before=10, now=13, reason="Again.") == 0
+    assert store.expire("nowhere", before=1e9, now=13, reason="Again.") == 0
+    assert store.changed() == changed
+    assert claim_all(store) == [fresh.id, other.id]
+
+
+def test_what_expires_unclaimed_does_not_count_against_its_client(store: Store) -> None:
+    """Catches: a client who is charged for what nobody ran."""
+    for _ in range(3):
+        put(store, created_at=1)
+    assert store.expire("image", before=2, now=2, reason="Too late.") == 3
+    assert put(store).start == 0.0
+
+
+def test_many_tickets_expire_in_one_call(store: Store) -> None:
+    """Catches: a deadline that stops after its first batch."""
+    for number in range(450):
+        put(store, f"client {number}")
+    assert store.expire("image", before=1, now=1, reason="Too late.") == 450
+    assert store.counts()["donor", "image"] == Tally(accepted=450, cancelled=450)
+
+
 # Unknown and gone
 
 
@@ -1176,6 +1219,7 @@ CHANGES: dict[str, Callable[[Store, Clock], object]] = {
     "release": lambda store, _: store.release("running", 1, now=1),
     "requeue_expired": requeue_all,
     "bury": lambda store, _: store.bury("worker", now=1),
+    "expire": lambda store, _: store.expire("image", before=1, now=1, reason="Too late."),
     "cancel": lambda store, _: store.cancel("running", now=1),
     "observe": lambda store, _: store.observe([Passed("donor", "image", 1.0)], now=1),
     "report": lambda store, _: store.report(Worker("w", "host", 1, 1, 1), now=1),
@@ -1215,6 +1259,9 @@ def test_lines_of_different_names_share_nothing(open_line: OpenLine, clock: Cloc
     assert theirs.renew([(run.id, 1)], lease=30) == set()
     clock.go_on(1)
     assert theirs.requeue_expired(now=1e6) == 0
+    waiting = put(ours, "waits")
+    assert theirs.expire("image", before=1e9, now=1, reason="") == 0
+    assert ours.get(waiting.id) == waiting
     assert theirs.bury("worker", now=0) == theirs.bury("w", now=0) == 0
     assert ours.statistics(now=0).workers
     assert theirs.counts() == {}

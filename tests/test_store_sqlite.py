@@ -338,7 +338,20 @@ def test_the_columns_are_the_fields(store: SQLiteStore) -> None:
 
 
 @pytest.mark.parametrize(
-    "statement", ["rank", "first", "ahead", "expired", "leased", "past_retention", "running", "recall", "get"]
+    "statement",
+    [
+        "rank",
+        "first",
+        "ahead",
+        "expired",
+        "leased",
+        "past_retention",
+        "running",
+        "recall",
+        "get",
+        "is_overdue",
+        "overdue",
+    ],
 )
 def test_no_statement_reads_the_whole_line(store: SQLiteStore, statement: str) -> None:
     """Catches: an index that does not fit, so that a step takes longer the more tickets wait."""
@@ -349,6 +362,8 @@ def test_no_statement_reads_the_whole_line(store: SQLiteStore, statement: str) -
     assert all(step.startswith("SEARCH") for step in about_tickets), about_tickets
     if statement == "ahead":
         assert any("COVERING INDEX queued" in step and "start<" in step for step in about_tickets)
+    if statement == "is_overdue":
+        assert "COVERING INDEX queued" in about_tickets[0]
     if statement == "rank":
         assert about_tickets == ["SEARCH tickets USING INDEX own (line=? AND tier=? AND client=?)"]
         assert not any("TEMP B-TREE" in row[-1] for row in plan)

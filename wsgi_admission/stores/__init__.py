@@ -138,6 +138,14 @@ class Store(abc.ABC):
         """
 
     @abc.abstractmethod
+    def expire(self, route: str, *, before: float, now: float, reason: str) -> int:
+        """Cancel every queued ticket of the route that was created before ``before``; return how many.
+
+        Each is cancelled as by `cancel`, with the reason as its ``error``; those in processing are left alone.  As in
+        `prune` not all of them need to go in one step.
+        """
+
+    @abc.abstractmethod
     def retry(self, ticket_id: str, ticket: Ticket, *, now: float) -> Ticket:
         """Put a new queued ticket with the recorded request of a ``retryable`` one, as `put` does; return the new one.
 

@@ -170,6 +170,16 @@ class MemoryStore(Store):
             self._move(entry, before, now)
             return entry.ticket
 
+    def expire(self, route: str, *, before: float, now: float, reason: str) -> int:
+        """Go through the route's line."""
+        with self._lock:
+            queued = [self._entries[ticket_id] for ticket_id in self._order.of(route)]
+            overdue = [entry for entry in queued if entry.ticket.created_at < before]
+            for entry in overdue:
+                waiting, entry.ticket = entry.ticket, moves.cancelled(entry.ticket, now=now, reason=reason)
+                self._move(entry, waiting, now)
+            return len(overdue)
+
     def retry(self, ticket_id: str, ticket: Ticket, *, now: float) -> Ticket:
         """Move the request to a new ticket."""
         with self._lock:

@@ -86,6 +86,13 @@ WHERE line = :line AND state = 'processing' AND (lease_until <= :clock OR lease_
 -- name: leased
 SELECT {ticket} FROM tickets WHERE line = :line AND state = 'processing' AND worker = :id ORDER BY number;
 
+-- name: is_overdue
+SELECT 1 FROM tickets WHERE line = :line AND route = :route AND state = 'queued' AND created_at < :before LIMIT 1;
+
+-- name: overdue
+SELECT {ticket} FROM tickets WHERE line = :line AND route = :route AND state = 'queued' AND created_at < :before
+LIMIT :batch;
+
 -- name: ahead
 -- The better tiers are known as sums; only the ticket's own tier is counted.
 WITH mine AS (

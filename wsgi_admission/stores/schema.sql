@@ -34,9 +34,9 @@ CREATE TABLE tickets (
 );
 
 -- The line itself.  The route comes first, so that the first ticket of each route is found at once however
--- many of another route stand before it; the few routes are then compared with each other.  The state stands in it
--- so that counting needs nothing but the index.
-CREATE INDEX queued ON tickets (line, route, tier_rank, start, number, state) WHERE state = 'queued';
+-- many of another route stand before it; the few routes are then compared with each other.  The state and the time
+-- stand in it so that counting, and looking for what waits too long, need nothing but the index.
+CREATE INDEX queued ON tickets (line, route, tier_rank, start, number, state, created_at) WHERE state = 'queued';
 -- The queued tickets of one client.
 CREATE INDEX own ON tickets (line, tier, client, start, number) WHERE state = 'queued';
 CREATE INDEX leases ON tickets (line, lease_until, lease_boot) WHERE state = 'processing';

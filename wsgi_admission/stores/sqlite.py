@@ -202,6 +202,22 @@ class SQLiteStore(Store):
         self._bodies.remove(erased)
         return after
 
+    def expire(self, route: str, *, before: float, now: float, reason: str) -> int:
+        """Cancel in batches, each a transaction of its own, so that nobody has to wait long."""
+        where = {"line": self._line, "route": route, "before": before, "batch": pruning.BATCH}
+        expired = 0
+        # Asked before the file is locked: mostly there is nothing to do.
+        while self._connections.query(SQL["is_overdue"], where):
+            erased: list[str] = []
+            with self._connections.writing() as connection:
+                overdue = [rows.ticket_of(row) for row in connection.execute(SQL["overdue"], where).fetchall()]
+                for ticket in overdue:
+                    after = moves.cancelled(ticket, now=now, reason=reason)
+                    erased += rows.move(connection, self._line, ticket, after, now=now)
+            self._bodies.remove(erased)
+            expired += len(overdue)
+        return expired
+
     def retry(self, ticket_id: str, ticket: Ticket, *, now: float) -> Ticket:
         """Insert the new ticket, and give it the old one's request."""
         with self._connections.writing() as connection:
