@@ -10,10 +10,12 @@ what the caller says.
 
 from __future__ import annotations
 
+import heapq
 import json
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from wsgi_admission.errors import (
@@ -84,13 +86,9 @@ class RedisStore(Store):
         stored, body = self._chunks.send(request)
         with self._doubts.about(ticket.id):
             answer = self._step("put", now, stored, body, kept(ticket, key=key, digest=digest), body=body)
-        if answer[0] == b"ok":
-            return replace(ticket, state=State.QUEUED, start=float(answer[1]), number=int(answer[2]))
-        if body:
+        if body and answer[0] != b"ok":
             self._chunks.remove(body)
-        if answer[0] in _REFUSED:
-            raise StoreError(_REFUSED[answer[0]].format(id=ticket.id))
-        return ticket_of(told(answer, ticket.id)[0])
+        return self._added(ticket, answer) or ticket_of(told(answer, ticket.id)[0])
 
     def recall(self, route: str, client: str, key: str, digest: str) -> Ticket | None:
         """Look the key up."""
@@ -116,15 +114,22 @@ class RedisStore(Store):
             raise LeaseLost(ticket_id, attempt)
 
     def finish(
-        self, ticket_id: str, attempt: int, state: State, response: Recording | None, *, now: float, error: str = ""
+        self,
+        ticket_id: str,
+        attempt: int,
+        state: State,
+        response: Recording | None,
+        *,
+        now: float,
+        error: str = "",
+        keep_request: bool = False,
     ) -> Ticket:
         """Send a large response first, then end the run."""
-        if state not in {State.COMPLETED, State.FAILED}:
-            raise ValueError(f"a run ends completed or failed, not {state.value}")
+        moves.check_end(state, response, keep_request=keep_request)
         stored, body = (b"", "") if response is None else self._chunks.send(response)
-        there = "0" if response is None else "1"
-        ended = (ticket_id, attempt, state.value, now, error, RUN_TIMES)
-        found = self._step("finish", *ended, there, stored, body, body=body)
+        flags = (int(keep_request), int(response is not None))
+        ended = (ticket_id, attempt, state.value, now, error, RUN_TIMES, *flags, stored, body)
+        found = self._step("finish", *ended, body=body)
         if found is None:
             raise LeaseLost(ticket_id, attempt)
         return ticket_of(found)
@@ -147,6 +152,36 @@ class RedisStore(Store):
     def cancel(self, ticket_id: str, *, now: float, reason: str = "") -> Ticket:
         """Move the ticket, or mark it."""
         return ticket_of(told(self._step("cancel", ticket_id, now, reason), ticket_id)[0])
+
+    def expire(self, route: str, *, before: float, now: float, reason: str) -> int:
+        """Cancel in batches, each a step of its own."""
+        return self._batches("expire", route, before, now, reason)
+
+    def retry(self, ticket_id: str, ticket: Ticket, *, now: float) -> Ticket:
+        """Move the request to a new ticket."""
+        answer = self._step("retry", ticket_id, kept(ticket), now)
+        return self._added(ticket, answer) or ticket_of(told(answer, ticket_id)[0])
+
+    def listing(self, state: State, *, client: str = "", limit: int = 1000) -> list[Ticket]:
+        """Read page by page, each a step of its own, so that nobody has to wait long."""
+        tickets: Iterable[Ticket]
+        if state is State.QUEUED:
+            routes = {route for _, route in self.counts()}
+            pages = (self._pages("queued", "", route) for route in routes)
+            tickets = heapq.merge(*pages, key=lambda one: (one.tier_rank, one.start, one.number))
+        elif state is State.PROCESSING:
+            _, *running = self._run("listing", "processing", 0, "")
+            tickets = sorted(map(ticket_of, running), key=lambda one: (one.started_at or 0.0, one.number))
+        else:
+            tickets = self._pages("final", "0")
+        # A ticket that moves while the pages are read may be on two of them.
+        seen: set[str] = set()
+        wanted = (one for one in tickets if one.state is state and client in {"", one.client} and one.id not in seen)
+        found = []
+        for one in islice(wanted, limit):
+            seen.add(one.id)
+            found.append(one)
+        return found
 
     def get(self, ticket_id: str) -> Ticket:
         """Read the ticket's fields."""
@@ -178,7 +213,15 @@ class RedisStore(Store):
         newcomer may overtake who was put into the line at another machine in that moment.  When messages do not
         come, the tallies are at most `news.UNSURE` seconds old, and never older than `news.SURE` seconds.
         """
-        return self._news.cached("counts", lambda: tallies_of(self._run("counts")))
+        return self._tallies()[1]
+
+    def pause(self, paused: bool) -> None:  # noqa: FBT001 - as in Store
+        """Keep it."""
+        self._step("pause", int(paused))
+
+    def paused(self) -> bool:
+        """Tell what was read with the counts."""
+        return self._tallies()[0]
 
     def statistics(self, *, now: float) -> Statistics:
         """Return what was read last, if nobody has changed the line since and the minute is the same."""
@@ -215,12 +258,7 @@ class RedisStore(Store):
 
     def prune(self, *, before: float, now: float) -> int:
         """Remove in batches, each a step of its own, so that nobody has to wait long."""
-        removed = 0
-        while True:
-            batch: int = self._step("prune", before, now, BATCH)
-            removed += batch
-            if batch < BATCH:
-                break
+        removed = self._batches("prune", before, now)
         rest = (now - REMEMBER_GONE, int(now // 60) - MINUTES_KEPT, now - WORKER_ALIVE, BATCH)
         while self._run("prune_rest", *rest):
             pass
@@ -257,6 +295,34 @@ class RedisStore(Store):
         """Close the connections, and let the listening thread end."""
         self._news.close()
         self._servers.close()
+
+    def _added(self, ticket: Ticket, answer: list[bytes]) -> Ticket | None:
+        """Return a ticket that was put, with its rank and number; None if the answer is about another."""
+        if answer[0] in _REFUSED:
+            raise StoreError(_REFUSED[answer[0]].format(id=ticket.id))
+        if answer[0] != b"ok":
+            return None
+        return replace(ticket, state=State.QUEUED, start=float(answer[1]), number=int(answer[2]))
+
+    def _tallies(self) -> tuple[bool, Counts]:
+        return self._news.cached("counts", lambda: tallies_of(self._run("counts")))
+
+    def _pages(self, what: str, begin: str, *route: str) -> Iterator[Ticket]:
+        at: Argument = begin
+        while True:
+            at, *found = self._run("listing", what, BATCH, at, *route)
+            yield from map(ticket_of, found)
+            if len(found) < BATCH:
+                return
+
+    def _batches(self, name: str, *arguments: Argument) -> int:
+        """Run a script until it does less than it may at once; return how much it did."""
+        done = 0
+        while True:
+            batch: int = self._step(name, *arguments, BATCH)
+            done += batch
+            if batch < BATCH:
+                return done
 
     def _refuse_unfit(self) -> None:
         told = self._information()

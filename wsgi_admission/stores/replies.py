@@ -8,7 +8,7 @@ from dataclasses import fields
 from types import MappingProxyType
 from typing import Any
 
-from wsgi_admission.errors import FinalTicket, GoneTicket, KeyReused, UnknownTicket
+from wsgi_admission.errors import FinalTicket, GoneTicket, KeyReused, NotRetryable, UnknownTicket
 from wsgi_admission.stores.records import Counts, Minute, Statistics, Tally, Worker
 from wsgi_admission.stores.scripts import FIELDS
 from wsgi_admission.stores.wire import decode
@@ -62,6 +62,8 @@ def told(answer: list[Any], ticket_id: str) -> list[Any]:
         raise GoneTicket(ticket_id, decode(answer[1]))
     if word == b"unknown":
         raise UnknownTicket(ticket_id)
+    if word == b"not retryable":
+        raise NotRetryable(ticket_id)
     if word == b"reused":
         raise KeyReused(decode(answer[1]))
     if word == b"final":
@@ -72,13 +74,13 @@ def told(answer: list[Any], ticket_id: str) -> list[Any]:
 _TALLY = {field.name: _NUMBERS[str(field.type)] for field in fields(Tally)}
 
 
-def tallies_of(answer: bytes) -> Counts:
-    """Return what ``counts`` answered."""
-    found, tallies = parsed(answer) or [], {}
+def tallies_of(answer: bytes) -> tuple[bool, Counts]:
+    """Return what ``counts`` answered: whether the line is paused, and the tallies."""
+    (paused, *found), tallies = parsed(answer), {}
     for tier, route, sums in zip(found[::3], found[1::3], found[2::3], strict=True):
         pairs = (pair.split("=") for pair in sums.split())
         tallies[tier, route] = Tally(**{name: _TALLY[name](number) for name, number in pairs})
-    return MappingProxyType(tallies)
+    return paused == "1", MappingProxyType(tallies)
 
 
 def facts_of(answer: bytes) -> tuple[Statistics, list[tuple[Worker, float]]]:

@@ -15,12 +15,13 @@ from wsgi_admission.ticket import Ticket
 
 #: What a line keeps, by the end of its key.
 KEYS = (
-    "meta",  # hash: version, watched, number, schema; and the channel on which changes are told
+    "meta",  # hash: version, watched, number, schema, paused; and the channel on which changes are told
     "tickets",  # hash: id -> its fields
     "line",  # sorted set: the queued tickets by route, tier, start and number
     "own",  # sorted set: the queued tickets by client, start and number
+    "created",  # sorted set: the queued tickets by route and created_at
     "leases",  # sorted set: id of what runs, by the end of its lease in the server's time
-    "finished",  # sorted set: id of what is final, by completed_at
+    "finished",  # sorted set: number and id of what is final, by completed_at
     "requests",  # hash: id -> recording
     "responses",  # hash: id -> recording
     "bodies",  # hash: kind and id -> name of a large body
@@ -41,7 +42,20 @@ KEYS = (
 #: with the digest.
 FIELDS = (*(field.name for field in fields(Ticket)), "worker", "mark", "key", "digest")
 # Scripts that move no ticket need not know how.
-_STILL = {"get", "recall", "recording", "version", "counts", "statistics", "minutes", "observe", "report", "prune_rest"}
+_STILL = {
+    "get",
+    "listing",
+    "pause",
+    "recall",
+    "recording",
+    "version",
+    "counts",
+    "statistics",
+    "minutes",
+    "observe",
+    "report",
+    "prune_rest",
+}
 
 
 @dataclass(frozen=True)

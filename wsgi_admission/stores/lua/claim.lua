@@ -1,5 +1,8 @@
 -- now, lease, worker, mark, routes -> the ticket, or nil
 local now, first, best = tonumber(ARGV[1]), nil, nil
+if redis.call('HGET', K.meta, 'paused') == '1' then
+    return false
+end
 local function before(one, other)
     for at = 1, 3 do
         if one[at] ~= other[at] then

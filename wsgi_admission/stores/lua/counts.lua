@@ -1,6 +1,6 @@
--- -> JSON: tier, route, tally, and so on
+-- -> JSON: whether it is paused; tier, route, tally, and so on
 watch()
-local found = {}
+local found = {redis.call('HGET', K.meta, 'paused') or '0'}
 local tallies = redis.call('HGETALL', K.tallies)
 for field = 1, #tallies, 2 do
     local tier, route = tier_and_route(tallies[field])

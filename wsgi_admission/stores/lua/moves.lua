@@ -14,6 +14,16 @@ local function own_member(t)
     return client_of(t) .. struct.pack('>ddd', t[F.start], t[F.number], t[F.start] + t[F.cost])
 end
 
+-- Its place among those of its route, by when it was created.
+local function created_member(t)
+    return text(t[F.route]) .. struct.pack('>d', t[F.created_at]) .. t[F.id]
+end
+
+-- Its place among the final ones, beside the score: of those that ended together the number decides.
+local function finished_member(t)
+    return struct.pack('>d', t[F.number]) .. t[F.id]
+end
+
 local FINAL = {completed = true, failed = true, cancelled = true}
 
 -- The last finish of a client: of its queued tickets and of those that were ever claimed.
@@ -66,6 +76,7 @@ local function move(t, state, now, change)
     if before == 'queued' then
         redis.call('ZREM', K.line, line_member(t))
         redis.call('ZREM', K.own, own_member(t))
+        redis.call('ZREM', K.created, created_member(t))
     elseif before == 'processing' then
         redis.call('ZREM', K.leases, t[F.id])
     end
@@ -77,10 +88,13 @@ local function move(t, state, now, change)
     if state == 'queued' then
         redis.call('ZADD', K.line, 0, line_member(t))
         redis.call('ZADD', K.own, 0, own_member(t))
+        redis.call('ZADD', K.created, 0, created_member(t))
     elseif FINAL[state] then
         t[F.completed_at] = exact(now)
-        erase('requests', t[F.id])
-        redis.call('ZADD', K.finished, exact(now), t[F.id])
+        if t[F.retryable] ~= '1' then
+            erase('requests', t[F.id])
+        end
+        redis.call('ZADD', K.finished, exact(now), finished_member(t))
         if state ~= 'cancelled' then
             count_minute(t, now, 'completions')
         end
@@ -88,6 +102,16 @@ local function move(t, state, now, change)
     count(t[F.tier], t[F.route], change)
     changed()
     return save(t)
+end
+
+-- Rank a new ticket, and put it into the line.
+local function add(t, now)
+    t[F.number] = tostring(redis.call('HINCRBY', K.meta, 'number', 1))
+    t[F.start] = exact(math.max(tonumber(redis.call('HGET', K.virtual_times, t[F.tier]) or 0), last_finish(t)))
+    t[F.state] = ''
+    count_minute(t, now, 'arrivals')
+    move(t, 'queued', now, {accepted = 1})
+    return {'ok', t[F.start], t[F.number]}
 end
 
 -- Its worker gives it back, or died: to its old place, or cancelled if that was asked for.
@@ -113,7 +137,7 @@ end
 local function crash(t, now, used_up)
     t[F.crashes] = tostring(t[F.crashes] + 1)
     if tonumber(t[F.crashes]) > tonumber(t[F.crash_retries]) and t[F.cancelling] ~= '1' then
-        t[F.error] = used_up
+        t[F.error], t[F.retryable] = used_up, '1'
         return move(t, 'failed', now, {crashed = 1})
     end
     give_back(t, now, {crashed = 1})

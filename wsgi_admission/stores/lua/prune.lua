@@ -1,6 +1,7 @@
 -- before, now, how many at most -> how many tickets were removed
 local old = redis.call('ZRANGEBYSCORE', K.finished, '-inf', '(' .. ARGV[1], 'LIMIT', 0, ARGV[3])
-for _, id in ipairs(old) do
+for _, member in ipairs(old) do
+    local id = string.sub(member, 9)
     local t = load(id)
     redis.call('HSET', K.gone, id, t[F.owner])
     redis.call('ZADD', K.gone_at, ARGV[2], id)
@@ -10,7 +11,7 @@ for _, id in ipairs(old) do
         redis.call('HDEL', K.keys, key_field(t[F.route], t[F.client], t[F.key]))
     end
     redis.call('HDEL', K.tickets, id)
-    redis.call('ZREM', K.finished, id)
+    redis.call('ZREM', K.finished, member)
 end
 if old[1] then
     changed()

@@ -18,9 +18,4 @@ keep('requests', id, ARGV[2], ARGV[3])
 if t[F.key] ~= '' then
     redis.call('HSET', K.keys, key_field(t[F.route], t[F.client], t[F.key]), id)
 end
-t[F.number] = tostring(redis.call('HINCRBY', K.meta, 'number', 1))
-t[F.start] = exact(math.max(tonumber(redis.call('HGET', K.virtual_times, t[F.tier]) or 0), last_finish(t)))
-t[F.state] = ''
-count_minute(t, now, 'arrivals')
-move(t, 'queued', now, {accepted = 1})
-return {'ok', t[F.start], t[F.number]}
+return add(t, now)
