@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import multiprocessing
 import os
@@ -21,12 +22,12 @@ from tests.redis_servers import RedisServer, program, started
 from tests.store_model import ROUTES, read, recording, ticket
 from tests.support import until
 from wsgi_admission.errors import ConfigError, StoreError, StoreMismatch, StoreUnavailable
-from wsgi_admission.stores import check_url, open_store
+from wsgi_admission.stores import check_url, fitness, open_store
 from wsgi_admission.stores import redis as module
 from wsgi_admission.stores.breaker import PAUSE
 from wsgi_admission.stores.records import INLINE_BODY, Tally
 from wsgi_admission.stores.redis import RedisStore
-from wsgi_admission.stores.scripts import KEYS, key
+from wsgi_admission.stores.scripts import FIELDS, KEYS, key
 from wsgi_admission.ticket import State
 
 #: The longest that a request may wait for a server that does not answer, in seconds.
@@ -223,11 +224,11 @@ def test_a_server_without_memory_keeps_what_it_has_and_takes_no_more(folder: Pat
         server.stop()
 
 
-def test_a_server_that_is_too_old_is_refused(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_too_old_is_refused(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches: scripts that fail one by one on a server that never could run them."""
-    monkeypatch.setattr(module, "OLDEST", (99, 2))
+    monkeypatch.setattr(fitness, "OLDEST", (99, 2))
     with pytest.raises(StoreError, match=r"is Redis \d+\.\d+\.\d+; 99\.2 or newer is needed"):
-        store._refuse_unfit()
+        RedisStore(server.url)
 
 
 def test_a_line_of_another_schema_is_refused(server: RedisServer, store: RedisStore) -> None:
@@ -236,6 +237,12 @@ def test_a_line_of_another_schema_is_refused(server: RedisServer, store: RedisSt
     with pytest.raises(StoreMismatch, match="schema 2, expected 1"):
         RedisStore(server.url)
     RedisStore(server.url, name="other").close()
+
+
+def test_what_a_line_keeps_is_that_of_its_schema() -> None:
+    """Catches: a new field or key without a new schema, so that a deploy reads what another version wrote."""
+    kept = hashlib.sha256(" ".join((*KEYS, *FIELDS)).encode()).hexdigest()[:8]
+    assert {fitness.SCHEMA: kept} == {1: "d4f636ed"}
 
 
 def test_a_wrong_password_is_told_and_not_shown(folder: Path, kind: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import re
 import socket
 import time
 import uuid
@@ -76,7 +75,7 @@ def slots_file(config: Config) -> Path:
     make_private(folder)
     shown = store_url().mask(config.store.url)  # the slots are the same after a change of the password
     digest = hashlib.sha256(f"{name}\0{shown}".encode()).hexdigest()[:16]
-    return folder / f"{re.sub('[^0-9A-Za-z_.-]', '_', name)[:64]}-{digest}.slots"
+    return folder / f"{name}-{digest}.slots"
 
 
 @dataclass

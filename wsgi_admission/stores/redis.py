@@ -22,13 +22,13 @@ from wsgi_admission.errors import (
     GoneTicket,
     LeaseLost,
     StoreError,
-    StoreMismatch,
     UnknownTicket,
 )
 from wsgi_admission.replay import Recording
 from wsgi_admission.stores import Store, moves
 from wsgi_admission.stores.chunks import Chunks
 from wsgi_admission.stores.doubts import Doubts
+from wsgi_admission.stores.fitness import information, refuse_unfit
 from wsgi_admission.stores.news import News
 from wsgi_admission.stores.records import (
     MINUTES_KEPT,
@@ -49,10 +49,6 @@ from wsgi_admission.stores.servers import Servers
 from wsgi_admission.stores.wire import Argument, decode
 from wsgi_admission.ticket import State, Ticket
 
-#: The oldest server that is good enough.
-OLDEST = (6, 2)
-#: What the keys of a line hold, and how; another number is refused.
-SCHEMA = 1
 #: Tickets and other things that are removed in one step.
 BATCH = 200
 
@@ -76,7 +72,7 @@ class RedisStore(Store):
         self._chunks = Chunks(self._servers, name)
         self._news = News(self._servers, key_of(name, "meta"))
         try:
-            self._refuse_unfit()
+            refuse_unfit(self._servers, name)
         except BaseException:
             self._servers.close()
             raise
@@ -280,15 +276,14 @@ class RedisStore(Store):
 
     def health(self) -> dict[str, str]:
         """Ask the server what it is."""
-        told = self._information()
-        version = told.get("valkey_version") or told["redis_version"]
+        about = information(self._servers)
         return {
-            "kind": "valkey" if "valkey_version" in told else "redis",
-            "version": version,
-            "url": self._servers.shown,
-            "role": told.get("role", ""),
-            "aof": "on" if told.get("aof_enabled") == "1" else "off",
-            "memory": told.get("used_memory", ""),
+            "kind": "valkey" if "valkey_version" in about else "redis",
+            "version": about.get("valkey_version") or about["redis_version"],
+            "path": self._servers.shown,
+            "role": about.get("role", ""),
+            "aof": "on" if about.get("aof_enabled") == "1" else "off",
+            "memory": about.get("used_memory", ""),
         }
 
     def close(self) -> None:
@@ -323,29 +318,6 @@ class RedisStore(Store):
             done += batch
             if batch < BATCH:
                 return done
-
-    def _refuse_unfit(self) -> None:
-        told = self._information()
-        shown, version = self._servers.shown, told["redis_version"]
-        if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
-            raise StoreError(f"{shown} is Redis {version}; {'.'.join(map(str, OLDEST))} or newer is needed.")
-        policy = told.get("maxmemory_policy", "noeviction")
-        if policy != "noeviction":
-            raise StoreError(
-                f"{shown} has the maxmemory-policy {policy!r}, by which accepted requests would be evicted; "
-                "set it to noeviction."
-            )
-        self._servers.call(b"HSETNX", key_of(self._line, "meta"), "schema", SCHEMA)
-        found = decode(self._servers.call(b"HGET", key_of(self._line, "meta"), "schema"))
-        if found != str(SCHEMA):
-            raise StoreMismatch(
-                f"The line {self._line!r} in {shown} was written by another version of this package "
-                f"(schema {found}, expected {SCHEMA})."
-            )
-
-    def _information(self) -> dict[str, str]:
-        lines = decode(self._servers.call(b"INFO")).splitlines()
-        return dict(line.split(":", 1) for line in lines if ":" in line)
 
     def _run(self, name: str, *arguments: Argument, body: str = "") -> Any:
         keys = [*self._keys, self._chunks.key(body)] if body else self._keys

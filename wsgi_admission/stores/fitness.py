@@ -1,0 +1,43 @@
+"""Whether a Redis server can be trusted with a line."""
+
+from __future__ import annotations
+
+from wsgi_admission.errors import StoreError, StoreMismatch
+from wsgi_admission.stores.scripts import key
+from wsgi_admission.stores.servers import Servers
+from wsgi_admission.stores.wire import decode
+
+#: The oldest server that is good enough.
+OLDEST = (6, 2)
+#: What the keys of a line hold, and how (scripts.py); another number is refused.
+SCHEMA = 1
+
+
+def information(servers: Servers) -> dict[str, str]:
+    """Return what the server says of itself."""
+    lines = decode(servers.call(b"INFO")).splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line)
+
+
+def refuse_unfit(servers: Servers, line: str) -> None:
+    """Mark the line as one of this version.
+
+    :raises StoreMismatch: when it is one of another version.
+    :raises StoreError: when the server is too old, or may evict what it keeps.
+    """
+    about = information(servers)
+    version, policy = about["redis_version"], about.get("maxmemory_policy", "noeviction")
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        raise StoreError(f"{servers.shown} is Redis {version}; {'.'.join(map(str, OLDEST))} or newer is needed.")
+    if policy != "noeviction":
+        raise StoreError(
+            f"{servers.shown} has the maxmemory-policy {policy!r}, by which accepted requests would be evicted; "
+            "set it to noeviction."
+        )
+    servers.call(b"HSETNX", key(line, "meta"), "schema", SCHEMA)
+    found = decode(servers.call(b"HGET", key(line, "meta"), "schema"))
+    if found != str(SCHEMA):
+        raise StoreMismatch(
+            f"The line {line!r} in {servers.shown} was written by another version of this package "
+            f"(schema {found}, expected {SCHEMA})."
+        )
