@@ -220,6 +220,17 @@ class Model:
                 found[other.ticket.route] = found.get(other.ticket.route, 0) + 1
         return found
 
+    def listing(self, state: State, client: str) -> list[Ticket]:
+        """Sort what is there, the last key first."""
+        found = [kept.ticket for kept in self.tickets if kept.ticket.state is state]
+        if state is State.QUEUED:
+            found = [kept.ticket for kept in self.line()]
+        elif state is State.PROCESSING:
+            found.sort(key=lambda ticket: (ticket.started_at, ticket.number))
+        else:
+            found.sort(key=lambda ticket: (ticket.completed_at, ticket.number), reverse=True)
+        return [ticket for ticket in found if client in {"", ticket.client}]
+
     def tallies(self) -> dict[tuple[str, str], Tally]:
         """Count the tickets that are there, and add what is not."""
         found = {}
@@ -487,8 +498,17 @@ class Walk:
                 self.store.get(ticket_id)
             assert gone.value.owner == owner
         assert self.store.paused() is self.model.paused
+        self.compare_listings()
         self.compare_order()
         self.compare_counts()
+
+    def compare_listings(self) -> None:
+        """Ask both for all tickets, and for some."""
+        client, limit = self.chance.choice(("", *"abcde")), self.chance.choice((0, 1, 5, 1000))
+        for state in State:
+            expected = self.model.listing(state, client)
+            assert self.store.listing(state, client=client) == expected
+            assert self.store.listing(state, client=client, limit=limit) == expected[:limit]
 
     def compare_order(self) -> None:
         """See that the tickets of each client stand in the order in which they came."""

@@ -1015,6 +1015,49 @@ def test_a_tier_that_got_another_rank_keeps_the_places_exact(store: Store) -> No
     assert store.counts()["registered", "image"].queued == 2
 
 
+# Listings
+
+
+def test_the_line_is_listed_as_it_will_be_claimed(store: Store) -> None:
+    """Catches: a list by number, or by route."""
+    for number in range(12):
+        put(store, f"client {number % 3}", route=ROUTES[number % 2], tier=("donor", "anonymous")[number % 5 % 2])
+    listed = store.listing(State.QUEUED)
+    assert [one.id for one in store.listing(State.QUEUED, limit=5)] == [one.id for one in listed][:5]
+    assert all(store.get(one.id) == one for one in listed)
+    assert claim_all(store) == [one.id for one in listed]
+    assert store.listing(State.QUEUED) == []
+
+
+def test_what_runs_is_listed_by_its_start_and_what_is_over_newest_first(store: Store) -> None:
+    """Catches: a list by number; states that are mixed; equal times in no order."""
+    for client in "abcdef":
+        put(store, client)
+    runs = [claim(store, now=now) for now in (5, 3, 3, 9, 1, 1)]
+    assert store.listing(State.PROCESSING) == [runs[place] for place in (4, 5, 1, 2, 0, 3)]
+    ended = [finish(store, run, now=now) for run, now in zip(runs[:4], (20, 30, 30, 10), strict=True)]
+    failed = store.finish(runs[4].id, 1, State.FAILED, None, now=99)
+    assert store.listing(State.COMPLETED) == [ended[place] for place in (2, 1, 0, 3)]
+    assert store.listing(State.COMPLETED, limit=2) == [ended[2], ended[1]]
+    assert store.listing(State.FAILED) == [failed]
+    assert store.listing(State.PROCESSING) == [runs[5]]
+    assert store.listing(State.CANCELLED) == []
+
+
+def test_a_listing_may_be_of_one_client(store: Store) -> None:
+    """Catches: the tickets of others in the list of one; a limit that counts them."""
+    put(store, "ann")
+    mine = [put(store, "bob", tier=tier) for tier in ("anonymous", "donor")]
+    put(store, "bobby")
+    assert store.listing(State.QUEUED, client="bob") == mine[::-1]
+    assert store.listing(State.QUEUED, client="bob", limit=1) == mine[1:]
+    runs = [claim(store) for _ in range(4)]
+    assert {one.id for one in store.listing(State.PROCESSING, client="bob")} == {one.id for one in mine}
+    ended = [finish(store, run, now=now) for now, run in enumerate(runs)]
+    assert store.listing(State.COMPLETED, client="bob") == [one for one in ended[::-1] if one.client == "bob"]
+    assert len(store.listing(State.COMPLETED, client="bob", limit=2)) == 2
+
+
 # Counting
 
 
@@ -1265,6 +1308,7 @@ def test_lines_of_different_names_share_nothing(open_line: OpenLine, clock: Cloc
     assert theirs.bury("worker", now=0) == theirs.bury("w", now=0) == 0
     assert ours.statistics(now=0).workers
     assert theirs.counts() == {}
+    assert [theirs.listing(state) for state in State] == [[]] * len(State)
     statistics = theirs.statistics(now=0)
     assert (statistics.running, statistics.run_times, statistics.workers) == ((), {}, ())
     assert theirs.minutes(since=0) == []

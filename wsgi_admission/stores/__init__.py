@@ -159,6 +159,14 @@ class Store(abc.ABC):
         """Return the ticket.  Raises `UnknownTicket` and `GoneTicket`."""
 
     @abc.abstractmethod
+    def listing(self, state: State, *, client: str = "", limit: int = 1000) -> list[Ticket]:
+        """Return the first ``limit`` tickets in this state, of one client if it is named.
+
+        Queued ones in the order of the line, those in processing by their start, final ones newest first; the number
+        decides between equals.  For operators: it may cost more than other reads.
+        """
+
+    @abc.abstractmethod
     def request(self, ticket_id: str) -> Recording:
         """Return the recorded request.  Raises `UnknownTicket` when there is none (any more)."""
 

@@ -194,6 +194,13 @@ class MemoryStore(Store):
         with self._lock:
             return self._entry(ticket_id).ticket
 
+    def listing(self, state: State, *, client: str = "", limit: int = 1000) -> list[Ticket]:
+        """Look through all tickets."""
+        with self._lock:
+            tickets = [entry.ticket for entry in self._entries.values()]
+        found = (one for one in tickets if one.state is state and client in {"", one.client})
+        return sorted(found, key=_listed_by)[:limit]
+
     def request(self, ticket_id: str) -> Recording:
         """Open the request's body."""
         with self._lock:
@@ -325,6 +332,14 @@ class MemoryStore(Store):
             self._finished.add((after.completed_at, after.id))
         self._ledger.count(before, after, now=now)
         self._version += 1
+
+
+def _listed_by(ticket: Ticket) -> tuple[float, ...]:
+    if ticket.state is State.QUEUED:
+        return (ticket.tier_rank, ticket.start, ticket.number)
+    if ticket.state is State.PROCESSING:
+        return (ticket.started_at or 0.0, ticket.number)
+    return (-(ticket.completed_at or 0.0), -ticket.number)
 
 
 def _recording(head: str, body: bytes) -> Recording:

@@ -38,6 +38,19 @@ SELECT digest, {ticket} FROM tickets WHERE line = :line AND route = :route AND c
 -- name: get
 SELECT {ticket} FROM tickets WHERE line = :line AND id = :id;
 
+-- name: list_queued
+SELECT {ticket} FROM tickets WHERE line = :line AND state = 'queued' AND :client IN ('', client)
+ORDER BY tier_rank, start, number LIMIT :limit;
+
+-- name: list_processing
+SELECT {ticket} FROM tickets WHERE line = :line AND state = 'processing' AND :client IN ('', client)
+ORDER BY started_at, number LIMIT :limit;
+
+-- name: list_final
+SELECT {ticket} FROM tickets
+WHERE line = :line AND completed_at IS NOT NULL AND state = :state AND :client IN ('', client)
+ORDER BY completed_at DESC, number DESC LIMIT :limit;
+
 -- name: gone_owner
 SELECT owner FROM gone WHERE line = :line AND id = :id;
 

@@ -233,6 +233,12 @@ class SQLiteStore(Store):
             return rows.ticket_of(row)
         raise rows.missing(ticket_id, self._connections.query(SQL["gone_owner"], self._named(ticket_id)))
 
+    def listing(self, state: State, *, client: str = "", limit: int = 1000) -> list[Ticket]:
+        """Read the rows of this state."""
+        where = {"line": self._line, "state": state.value, "client": client, "limit": limit}
+        statement = "list_final" if state.final else f"list_{state.value}"
+        return [rows.ticket_of(row) for row in self._connections.query(SQL[statement], where)]
+
     def request(self, ticket_id: str) -> Recording:
         """Read the request's row, and open its file if it has one."""
         request = self._bodies.recording(lambda: self._stored("request", ticket_id))
