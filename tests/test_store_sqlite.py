@@ -20,7 +20,18 @@ import pytest
 from tests.store_model import ROUTES, read, recording, ticket
 from tests.support import until
 from wsgi_admission.errors import LeaseLost, StoreError, StoreMismatch, StoreUnavailable, UnknownTicket
-from wsgi_admission.stores import INLINE_BODY, Tally, Worker, bodies, checkpoints, connections, opening, rows, watch
+from wsgi_admission.stores import (
+    INLINE_BODY,
+    Tally,
+    Worker,
+    bodies,
+    checkpoints,
+    connections,
+    opening,
+    pruning,
+    rows,
+    watch,
+)
 from wsgi_admission.stores.bodies import Bodies, Stored
 from wsgi_admission.stores.checkpoints import INTERVAL, WAL_LIMIT, wal_race
 from wsgi_admission.stores.opening import filesystem_type, refuse_network
@@ -850,3 +861,12 @@ def test_threads_may_fork_at_the_same_time(path: Path) -> None:
         for thread in threads:
             thread.join(30)
         assert not any(thread.is_alive() for thread in threads)
+
+
+def test_a_long_prune_pauses_and_goes_on_when_called_again(store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: leases that run out while millions of tickets are removed; a rest that is never removed."""
+    monkeypatch.setattr(pruning, "BATCH", 2)
+    monkeypatch.setattr(pruning, "PRUNED_AT_ONCE", 4)
+    for number in range(7):
+        store.cancel(store.put(ticket(f"client {number}"), recording(), now=0).id, now=1)
+    assert [store.prune(before=2, now=2) for _ in range(3)] == [4, 3, 0]

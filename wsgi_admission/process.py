@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from wsgi_admission.chores import Chore, Housekeeper
+from wsgi_admission.chores import AGAIN, Chore, Housekeeper
 from wsgi_admission.config import Admission, Config
 from wsgi_admission.errors import StoreError
 from wsgi_admission.load import Load, LoadMeter
 from wsgi_admission.policy.decision import Line
 from wsgi_admission.running import App
 from wsgi_admission.slots import HostSlots, LocalSlots, Slots
-from wsgi_admission.stores import Counts, Passed, Store, Worker, open_store
+from wsgi_admission.stores import PRUNED_AT_ONCE, Counts, Passed, Store, Worker, open_store
 from wsgi_admission.tiers import Resolver
 from wsgi_admission.web.api import Api
 from wsgi_admission.workers import Pool
@@ -206,9 +206,10 @@ def start_process(app: App, config: Config, identify: Resolver, *, replays: bool
 def _chores(process: Process, meter: LoadMeter, admission: Admission) -> list[Chore]:
     store = process.store
 
-    def prune() -> None:
+    def prune() -> object:
         now = time.time()
-        store.prune(before=now - admission.retention, now=now)
+        removed = store.prune(before=now - admission.retention, now=now)
+        return AGAIN if removed >= PRUNED_AT_ONCE else None  # leases must be renewed meanwhile
 
     return [
         Chore(SAMPLE_INTERVAL, lambda: meter.sample(time.monotonic())),

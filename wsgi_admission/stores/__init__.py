@@ -126,6 +126,8 @@ RATE_MINUTES = 5
 MINUTES_KEPT = 25 * 60
 #: Bodies up to this many bytes live in the store itself, larger ones in files beside it.
 INLINE_BODY = 256 * 1024
+#: Tickets after which pruning may pause.
+PRUNED_AT_ONCE = 2000
 #: Seconds for which the id of a removed ticket is remembered, to tell 410 from 404.
 REMEMBER_GONE = 30 * 24 * 3600.0
 
@@ -241,8 +243,9 @@ class Store(abc.ABC):
     def prune(self, *, before: float, now: float) -> int:
         """Remove tickets that were final before ``before``, with all they left; return how many.
 
-        Each ticket goes whole or not at all, but not all in one step: a store may do it in batches, so that nobody
-        has to wait long.
+        It may stop once there were `PRUNED_AT_ONCE`, so that its caller can do other things before it goes on.  Each
+        ticket goes whole or not at all, but not all in one step: a store may do it in batches, so that nobody has to
+        wait long.
         What tells 410 from 404 stays for `REMEMBER_GONE` seconds.  Also drops what no longer has any effect:
         old minutes, dead workers, the finishes of clients that the virtual time has passed, orphaned files.
         """
