@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import logging
 import logging.config
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -254,6 +256,28 @@ def test_a_chunked_body_is_read_to_its_end_and_replayed_with_its_length() -> Non
 
     assert head["CONTENT_LENGTH"] == "300000"
     assert "HTTP_TRANSFER_ENCODING" not in head
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_large_body_is_read_in_blocks(*, chunked: bool) -> None:
+    """Catches: 16 MiB of memory for each upload at once, taken by a server that allocates what it is asked for."""
+    sizes: list[int] = []
+    body = b"x" * 200_000
+
+    class Sizes(Input):
+        def read(self, size: int) -> bytes:
+            sizes.append(size)
+            return super().read(size)
+
+    environ = call(body)
+    environ["wsgi.input"] = Sizes(body, None if chunked else len(body))
+    if chunked:
+        environ.update({"HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input_terminated": True})
+        del environ["CONTENT_LENGTH"]
+    request = record(environ, max_body=LIMIT)
+    with request.body:
+        assert request.body.read() == body
+    assert max(sizes) <= recording.BLOCK
 
 
 def test_a_chunked_body_overrides_a_stated_length() -> None:
@@ -573,6 +597,35 @@ def test_an_error_after_the_first_byte_is_raised_again(caplog: pytest.LogCapture
 
     assert outcome_of(app) == (0, None, RAISED)
     assert "the app's own" in caplog.text
+
+
+def test_an_error_that_is_raised_again_is_freed_with_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a cycle through the traceback, which keeps the app's frames, and their images, until the next sweep."""
+
+    class Failure(Exception):
+        pass
+
+    raised: list[weakref.ref[Failure]] = []
+
+    def broken() -> None:
+        raise Failure
+
+    def app(environ: dict[str, Any], start_response: Start) -> Iterator[bytes]:
+        start_response("200 OK", PLAIN)
+        yield b"half"
+        try:
+            broken()
+        except Failure as failure:
+            raised.append(weakref.ref(failure))
+            start_response("404 Not Found", PLAIN, sys.exc_info())
+
+    monkeypatch.setattr(logging.getLogger("wsgi_admission.replay"), "disabled", True)  # a log's records keep it too
+    gc.disable()
+    try:
+        assert outcome_of(app) == (0, None, RAISED)
+        assert raised[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_a_second_start_without_exc_info_is_an_error(caplog: pytest.LogCaptureFixture) -> None:

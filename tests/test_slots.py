@@ -439,6 +439,26 @@ def test_a_kernel_out_of_locks_is_told_and_nothing_half_taken(path: Path, monkey
     assert slots.take("image") is not None
 
 
+@pytest.mark.parametrize("refusal", [errno.EACCES, errno.EAGAIN])
+def test_a_slot_that_another_process_holds_is_taken_in_both_words_of_posix(
+    path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int
+) -> None:
+    """Catches: an error for a slot that is taken, on the systems that call it EACCES."""
+    real, theirs = fcntl.lockf, {0, 2}
+
+    def lockf(descriptor: int, operation: int, length: int, start: int) -> None:
+        if operation != fcntl.LOCK_UN and start in theirs:
+            raise OSError(refusal, "held by another process")
+        real(descriptor, operation, length, start)
+
+    slots = HostSlots(path, 3, LIMITS)
+    monkeypatch.setattr(fcntl, "lockf", lockf)
+    assert slots.take("image") is not None
+    assert slots.take("image") is None
+    theirs.clear()
+    assert slots.take("image") is not None
+
+
 def test_file_and_directory_are_private(path: Path) -> None:
     """Catches: a file that another user may lock."""
     HostSlots(path, 5, {})

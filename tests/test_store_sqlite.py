@@ -22,6 +22,7 @@ from tests.support import until
 from wsgi_admission.errors import LeaseLost, StoreError, StoreMismatch, StoreUnavailable, UnknownTicket
 from wsgi_admission.stores import (
     INLINE_BODY,
+    Passed,
     Tally,
     Worker,
     bodies,
@@ -262,6 +263,43 @@ def test_durability_decides_what_is_on_the_disk(open_store: OpenStore, durabilit
         assert connection.execute(pragma).fetchone() == (synchronous,)
     with store._connections.writing(durable=False) as connection:
         assert connection.execute(pragma).fetchone() == (1,)
+
+
+def test_only_what_somebody_outside_builds_on_waits_for_the_disk(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: an accepted request or a told answer that a power loss undoes; claims and leases as slow as those."""
+    store = open_store(durability="full")
+    waited: list[bool] = []
+    begin = connections.Connection.execute
+
+    def execute(connection: connections.Connection, sql: str, *parameters: object) -> sqlite3.Cursor:
+        if sql == "BEGIN IMMEDIATE":
+            ((synchronous,),) = begin(connection, "PRAGMA synchronous").fetchall()
+            waited.append(synchronous == 2)
+        return begin(connection, sql, *parameters)  # type: ignore[arg-type]  # passed on
+
+    monkeypatch.setattr(connections.Connection, "execute", execute)
+    worker = Worker("w", "host", 1, 2, 5)
+    one, two = ticket(), ticket()
+    found = {}
+    steps: dict[str, Callable[[], object]] = {
+        "put": lambda: [store.put(one, recording(), now=0), store.put(two, recording(), now=0)],
+        "report": lambda: store.report(worker, now=0),
+        "claim": lambda: [run_one(store) for _ in range(2)],
+        "renew": lambda: store.renew([(one.id, 1)], now=0, lease=30),
+        "progress": lambda: store.progress(one.id, 1, 0.5, ""),
+        "observe": lambda: store.observe([Passed("donor", "image", 1.0, shadowed=False)], now=0),
+        "finish": lambda: store.finish(one.id, 1, State.COMPLETED, recording(), now=0),
+        "release": lambda: store.release(two.id, 1, now=0),
+        "cancel": lambda: store.cancel(two.id, now=0),
+    }
+    for name, step in steps.items():
+        waited.clear()
+        step()
+        found[name] = set(waited)
+    durable = {"put", "finish", "release", "cancel"}
+    assert found == {name: {name in durable} for name in found}
 
 
 def test_the_file_is_set_up_as_it_must_be(open_store: OpenStore) -> None:
@@ -696,6 +734,22 @@ def test_a_refused_step_does_not_cost_a_connection(store: SQLiteStore) -> None:
     assert not before.in_transaction
 
 
+def test_a_connection_that_cannot_leave_its_transaction_is_not_used_again(store: SQLiteStore) -> None:
+    """Catches: every later step refused, because it gets a connection that is in a transaction already."""
+
+    def forbid(action: int, *_names: object) -> int:
+        return sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_TRANSACTION else sqlite3.SQLITE_OK
+
+    def stumble() -> None:
+        with store._connections.writing() as connection:
+            connection.set_authorizer(forbid)
+
+    with pytest.raises(StoreUnavailable, match="not authorized"):
+        stumble()
+    for _ in range(2):
+        store.put(ticket(), recording(), now=0)
+
+
 def test_another_durability_is_refused(path: Path) -> None:
     """Catches: a misspelt word that means the weaker of the two."""
     with pytest.raises(ValueError, match="'ful': expected full or normal"):
@@ -754,6 +808,40 @@ def test_a_fork_waits_for_a_transaction_of_another_thread(store: SQLiteStore) ->
     thread.join(timeout=30)
     assert os.waitpid(child, 0)[1] == 0
     store.put(ticket(), recording(), now=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_child_does_not_wait_for_a_thread_that_was_left_in_its_parent(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: a store that is busy for ever in a child that was born while a thread of its parent began to write."""
+    store = open_store(patience=0.5)
+    store.put(ticket(), recording(), now=0)
+    beginning, forked = threading.Event(), threading.Event()
+    refuse = store._connections.refuse_inherited
+
+    def slow() -> None:  # the first that a step does once it has its turn
+        if threading.current_thread() is thread:
+            beginning.set()
+            assert forked.wait(30)
+        refuse()
+
+    monkeypatch.setattr(store._connections, "refuse_inherited", slow)
+    thread = threading.Thread(target=lambda: store.put(ticket(), recording(), now=0))
+    thread.start()
+    assert beginning.wait(30)
+    child = os.fork()
+    if not child:
+        done = 1
+        try:
+            store.put(ticket(), recording(), now=0)
+            done = 0
+        finally:
+            os._exit(done)
+    forked.set()
+    thread.join(30)
+    assert os.waitpid(child, 0)[1] == 0
+    assert store.counts()["donor", "image"].queued == 3
 
 
 def test_a_fork_that_python_was_not_told_of_is_refused(open_store: OpenStore, path: Path) -> None:
