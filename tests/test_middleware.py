@@ -520,6 +520,28 @@ def test_the_tickets_of_a_tier_that_is_configured_no_more_are_not_overtaken(made
     assert line_reader(process.store, process.slots, {"gold": 0, "silver": 1})(0).waiting == 1
 
 
+def test_memory_shared_by_several_processes_is_warned_of_once(
+    made: list[Site], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches: a line for each process, in silence; a warning for each request, or for a store that can be shared."""
+    site = Site()
+    made.append(site)
+    shared = AdmissionMiddleware(
+        site.app, Config(store=StoreOptions(url=f"sqlite:///{tmp_path}/a.db"), routes=site.config.routes), replays=False
+    )
+    several: dict[str, Any] = {"wsgi.multiprocess": True}
+    call(shared, "/image", "POST", **several)
+    shared.close()
+    site.call()
+    site.call("/other", **several)
+    assert "memory://" not in caplog.text
+    site.call(**several)
+    site.call("/api/queue/health", "GET", **several)
+    (told,) = [record for record in caplog.records if "memory://" in record.getMessage()]
+    assert told.levelname == "WARNING"
+    assert "several processes" in told.getMessage()
+
+
 def test_leases_are_renewed_before_lost_ones_are_looked_for(made: list[Site], monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches: a process that takes its own running tickets for lost, after a clock that jumped or a store away."""
     running, go = threading.Event(), threading.Event()

@@ -89,6 +89,8 @@ class AdmissionMiddleware:
         if route is None:
             return app(environ, start_response)
         process = self._process_or_none()
+        if process is not None and process.alone:
+            process.look_for_others(environ)
         if route is not API:
             return self._admit(process, route, environ, start_response)
         if process is None:

@@ -21,6 +21,7 @@ from wsgi_admission.running import App
 from wsgi_admission.slots import HostSlots, LocalSlots, Slots
 from wsgi_admission.stores import PRUNED_AT_ONCE, Counts, Passed, Store, Worker, open_store
 from wsgi_admission.tiers import Resolver
+from wsgi_admission.web.answers import Environ
 from wsgi_admission.web.api import Api
 from wsgi_admission.workers import Pool
 
@@ -55,7 +56,10 @@ def open_slots(config: Config) -> Slots:
 
 @dataclass
 class Process:
-    """The parts of one process.  ``pool`` is not started where other processes replay."""
+    """The parts of one process.  ``pool`` is not started where other processes replay.
+
+    :param alone: whether the store is this process's own, and nobody has been warned that there are others.
+    """
 
     pid: int
     store: Store
@@ -65,11 +69,21 @@ class Process:
     passing: Passing
     line: Callable[[int], Line]
     load: Callable[[], Load]
+    alone: bool = False
     housekeeper: Housekeeper = field(init=False)
 
     def replayed(self, now: float) -> bool:
         """Return whether any process has reported lately that it replays.  ``now`` is seconds since the epoch."""
         return bool(self.store.statistics(now=now).workers)
+
+    def look_for_others(self, environ: Environ) -> None:
+        """Warn, once, if the server says that other processes answer too."""
+        if environ.get("wsgi.multiprocess"):
+            self.alone = False
+            log.warning(
+                "the store is memory:// and the server speaks of several processes: if it really has them, each "
+                "has a line of its own, and answers 404 for the tickets of the others. Use sqlite:///var/admission.db."
+            )
 
     def leases(self) -> None:
         """Renew the leases of what runs here, then look for those that anybody lost.
@@ -195,6 +209,7 @@ def start_process(app: App, config: Config, identify: Resolver, *, replays: bool
         passing=passing,
         line=line_reader(store, slots, ranks),
         load=load,
+        alone=config.store.url == "memory://",
     )
     process.housekeeper = Housekeeper(_chores(process, meter, config.admission))
     if replays:
