@@ -440,27 +440,38 @@ def test_closing_hands_back_and_a_later_request_begins_anew(tmp_path: Path) -> N
     site.middleware.close()
 
 
+@pytest.mark.parametrize("broken", [("counts",), ("ahead",), ("counts", "ahead", "get", "statistics"), ()])
 def test_an_accepted_request_is_answered_202_although_the_store_fails_right_after(
-    made: list[Site], monkeypatch: pytest.MonkeyPatch
+    made: list[Site], monkeypatch: pytest.MonkeyPatch, broken: tuple[str, ...]
 ) -> None:
-    """Catches: an error for a request that is in the line, which its client sends again."""
+    """Catches: an error for a request that is in the line, which its client sends again; a 202 without addresses."""
     site = Site(mode=Mode.QUEUE_ALL)
     made.append(site)
-    store = site.middleware.process().store
-    put = store.put
+    process = site.middleware.process()
+    store, put = process.store, process.store.put
 
-    def dead() -> Any:
+    def dead(*_args: Any, **_keys: Any) -> Any:
         raise StoreUnavailable("The disk is gone.")
 
-    def put_and_die(*args: Any, **keys: Any) -> Any:
-        ticket = put(*args, **keys)
-        monkeypatch.setattr(store, "counts", dead)
-        return ticket
+    with monkeypatch.context() as patch:
 
-    monkeypatch.setattr(store, "put", put_and_die)
-    accepted = site.call()
+        def put_and_die(*args: Any, **keys: Any) -> Any:
+            ticket = put(*args, **keys)
+            for name in broken:
+                patch.setattr(store, name, dead)
+            if not broken:  # instead, the kernel no longer tells which slots are taken
+                patch.setattr(process.slots, "in_use", dead)
+            return ticket
+
+        patch.setattr(store, "put", put_and_die)
+        accepted = site.call()
     assert accepted.status == "202 Accepted"
     assert int(accepted.header("Retry-After") or "0") >= 1
+    data = accepted.json()
+    assert store.get(data["request_id"]).state.value == data["status"] == "queued"
+    assert accepted.header("Location") == data["result_url"] == f"/api/queue/result/{data['request_id']}"
+    assert data["status_url"] == data["cancel_url"] == f"/api/queue/status/{data['request_id']}"
+    assert data["queue_info"]["position_in_queue"] is None
 
 
 @pytest.mark.parametrize("mode", [Mode.SHADOW, Mode.PASS_THROUGH])
