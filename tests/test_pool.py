@@ -87,7 +87,7 @@ def test_a_run_holds_no_slot_of_another_route(made: list[Floor], monkeypatch: py
     floor = Floor(threads=2, limits={"image": 1, "video": 1})
     made.append(floor)
     all_idle(floor, monkeypatch)
-    # Both wait when the image is claimed: its thread asked for a slot of either route.
+    # Both wait when the image is claimed.
     for route in ("image", "video"):
         floor.put(route, route)
     floor.pool.wake()
@@ -97,28 +97,34 @@ def test_a_run_holds_no_slot_of_another_route(made: list[Floor], monkeypatch: py
     assert floor.slots.in_use() == 2
 
 
-def test_a_thread_that_comes_while_another_claims_has_its_turn_after_it(
+def test_a_thread_that_looks_while_another_claims_is_not_left_idle(
     made: list[Floor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Catches: a video that nobody starts, because its thread came while another was claiming an image."""
+    """Catches: a video that nobody starts, because its slot looked taken while another thread claimed an image."""
     floor = Floor(threads=2, limits={"image": 1, "video": 1})
     made.append(floor)
-    claim = floor.store.claim
+    all_idle(floor, monkeypatch)
+    claim, counts = floor.store.claim, floor.store.counts
     claiming, go_on = threading.Event(), threading.Event()
+    looked: set[int] = set()
 
     def slow(*args: Any, **keys: Any) -> Ticket | None:
-        if not claiming.is_set():
-            claiming.set()
-            assert go_on.wait(30)
+        claiming.set()
+        assert go_on.wait(30)
         return claim(*args, **keys)
 
-    all_idle(floor, monkeypatch)
+    def look() -> Any:
+        looked.add(threading.get_ident())
+        return counts()
+
     monkeypatch.setattr(floor.store, "claim", slow)
+    monkeypatch.setattr(floor.store, "counts", look)
     for route in ("image", "video"):
         floor.put(route, route)
     floor.pool.wake()
     assert claiming.wait(30)
     floor.pool.wake()
+    until(lambda: len(looked) == 2, "the look of the other thread")
     go_on.set()
     until(lambda: floor.together == 2, "the run of both", SOON)
 

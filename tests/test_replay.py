@@ -258,28 +258,6 @@ def test_a_chunked_body_is_read_to_its_end_and_replayed_with_its_length() -> Non
     assert "HTTP_TRANSFER_ENCODING" not in head
 
 
-@pytest.mark.parametrize("chunked", [False, True])
-def test_a_large_body_is_read_in_blocks(*, chunked: bool) -> None:
-    """Catches: 16 MiB of memory for each upload at once, taken by a server that allocates what it is asked for."""
-    sizes: list[int] = []
-    body = b"x" * 200_000
-
-    class Sizes(Input):
-        def read(self, size: int) -> bytes:
-            sizes.append(size)
-            return super().read(size)
-
-    environ = call(body)
-    environ["wsgi.input"] = Sizes(body, None if chunked else len(body))
-    if chunked:
-        environ.update({"HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input_terminated": True})
-        del environ["CONTENT_LENGTH"]
-    request = record(environ, max_body=LIMIT)
-    with request.body:
-        assert request.body.read() == body
-    assert max(sizes) <= receiving.READ
-
-
 def test_a_chunked_body_overrides_a_stated_length() -> None:
     """Catches: a Content-Length beside a Transfer-Encoding that cuts the body (RFC 9112 6.3)."""
     environ = chunked(b"whole body")
