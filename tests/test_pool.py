@@ -60,6 +60,70 @@ def test_one_piece_of_news_is_enough_for_a_burst(made: list[Floor], monkeypatch:
     until(lambda: floor.together == 4, "the use of all threads", SOON)
 
 
+def test_one_look_is_enough_for_what_another_process_has_put(
+    made: list[Floor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: threads of a process that only replays, and so hears no news, idle beside a line until they look."""
+    own, rest = threading.Event(), threading.Event()
+    running: list[str] = []
+
+    def app(env: dict[str, Any], start_response: Any) -> list[bytes]:
+        running.append(env["QUERY_STRING"])
+        assert (own if env["QUERY_STRING"] == "own" else rest).wait(30)
+        start_response("200 OK", [])
+        return [b""]
+
+    floor = Floor(threads=2, app=app)
+    made.append(floor)
+    all_idle(floor, monkeypatch)
+    floor.put("own")
+    floor.pool.wake()
+    until(lambda: running == ["own"], "the first run")
+    counts, looked = floor.store.counts, threading.Event()
+
+    def look() -> Any:
+        found = counts()
+        looked.set()
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(floor.store, "counts", look)
+        floor.pool.wake()
+        assert looked.wait(30)  # the second thread has found nothing
+    for query in ("foreign 1", "foreign 2"):
+        floor.put(query)
+    own.set()  # the first thread goes on to the next ticket, and nobody else has told of them
+    try:
+        until(lambda: len(running) == 3, "the use of both threads", SOON)
+    finally:
+        rest.set()
+
+
+def test_threads_claim_one_after_the_other(made: list[Floor], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: two tickets leased for the one slot of their route, so that one goes back with an attempt less."""
+    floor = Floor(threads=2, limits={"image": 1})
+    made.append(floor)
+    all_idle(floor, monkeypatch)
+    claim, claiming, both, go_on = floor.store.claim, threading.Event(), threading.Event(), threading.Event()
+
+    def slow(*args: Any, **keys: Any) -> Ticket | None:
+        if claiming.is_set():
+            both.set()
+        claiming.set()
+        assert go_on.wait(30)
+        return claim(*args, **keys)
+
+    monkeypatch.setattr(floor.store, "claim", slow)
+    tickets = [floor.put() for _ in range(2)]
+    floor.pool.wake()
+    assert claiming.wait(30)
+    floor.pool.wake()
+    both.wait(0.2)  # a second claim at the same time would be here
+    go_on.set()
+    until(lambda: floor.together == 1, "the first run")
+    assert [floor.store.get(ticket.id).attempt for ticket in tickets] == [1, 0]
+
+
 def test_news_that_come_while_a_thread_looks_are_not_lost(made: list[Floor], monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches: a ticket put between a thread's look at the line and its wait, that nobody looks for again."""
     floor = Floor(threads=1)
@@ -149,6 +213,7 @@ def test_leaving_waits_for_a_claim_that_is_under_way_although_something_else_run
         floor.pool.drain(0)
         order.append("drained")
 
+    monkeypatch.setattr("wsgi_admission.workers.CLAIM_TIMEOUT", 3600.0)
     monkeypatch.setattr(floor.store, "claim", second_is_slow)
     first = floor.put("first")
     floor.pool.start()

@@ -20,6 +20,7 @@ import pytest
 
 from tests.support import ROOT, ini, until
 from tests.test_middleware import Site
+from tests.wsgi import environ
 from wsgi_admission import AdmissionMiddleware, Config, StoreError, StoreUnavailable
 from wsgi_admission.config import Admission, Route, StoreOptions
 from wsgi_admission.load import Load
@@ -349,6 +350,48 @@ def test_a_put_that_is_interrupted_leaves_no_file_open(
         site.call(body=b"x" * 300_000)
     assert [body.closed for body in bodies] == [True]
     assert site.middleware.process().slots.in_use() == 0
+
+
+def refuse_put(ticket: Ticket, request: Recording, *, now: float) -> Ticket:
+    """Fail in the middle, as a disk that becomes full does."""
+    request.body.read(10)
+    raise StoreUnavailable("The disk is full.")
+
+
+@pytest.mark.parametrize("why", ["a websocket", "no store and no slot"])
+def test_a_refused_request_leaves_no_file_open(monkeypatch: pytest.MonkeyPatch, sites: list[Site], why: str) -> None:
+    """Catches: the temporary file of an upload left on the disk by each 503."""
+    site = Site(mode=Mode.QUEUE_ALL, slots=1)
+    sites.append(site)
+    body = b"x" * 300_000
+    env = environ("/image", "POST", body)
+    if why == "a websocket":
+        env |= {"REQUEST_METHOD": "GET", "HTTP_UPGRADE": "websocket", "HTTP_CONNECTION": "Upgrade"}
+    else:
+        process = site.middleware.process()
+        monkeypatch.setattr(process.store, "put", refuse_put)
+        assert process.slots.take("image") is not None
+    given, told = env["wsgi.input"], []
+
+    def start_response(status: str, *_args: Any) -> Any:
+        told.append(status)
+
+    site.middleware(env, start_response)
+    assert told == ["503 Service Unavailable"]
+    assert env["wsgi.input"] is not given
+    assert env["wsgi.input"].closed
+
+
+def test_a_request_that_could_not_be_kept_whole_runs_with_all_of_its_body(
+    monkeypatch: pytest.MonkeyPatch, sites: list[Site]
+) -> None:
+    """Catches: an app that gets what a failing store has left of an upload."""
+    site = Site(mode=Mode.QUEUE_ALL)
+    sites.append(site)
+    monkeypatch.setattr(site.middleware.process().store, "put", refuse_put)
+    body = bytes(range(256)) * 2000
+    direct = site.call(body=body)
+    assert (direct.status, direct.body) == ("200 OK", body)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
