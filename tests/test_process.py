@@ -409,11 +409,6 @@ def test_an_app_that_ends_its_thread_gives_its_slot_back(sites: list[Site], erro
     assert site.middleware.process().slots.in_use() == 0
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=StoreUnavailable,
-    reason="the load is asked for outside of what catches it: in the 202, in the API's own 503, in the health",
-)
 def test_a_kernel_that_cannot_tell_locks_costs_no_accepted_request_and_no_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sites: list[Site]
 ) -> None:

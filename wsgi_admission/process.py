@@ -188,7 +188,11 @@ def start_process(app: App, config: Config, identify: Resolver, *, replays: bool
     )
 
     def load() -> Load:
-        return meter.load(slots.in_use(), admission.max_concurrent)
+        try:
+            used = slots.in_use()
+        except StoreError:
+            used = admission.max_concurrent  # where the kernel cannot lock, none can be taken either
+        return meter.load(used, admission.max_concurrent)
 
     def may_start() -> bool:
         # Memory above its threshold holds replays back, but the line moves: one still runs.
