@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import multiprocessing
@@ -391,6 +392,28 @@ def test_a_fork_inherits_no_slots(path: Path) -> None:
     """Catches: a child that believes it holds its parent's slots, or gives back its own in their place."""
     assert forked(MakeHost(path)) == (1, [True, True], 2)
     assert HostSlots(path, 2, LIMITS).in_use() == 0
+
+
+def test_slots_made_after_a_fork_that_python_was_not_told_of_are_the_childs_own(path: Path) -> None:
+    """Catches: a child of a server that forks in C, whose new slots stand on what its parent holds."""
+    slot = taken(HostSlots(path, 2, {}).take("image"))
+    reader, writer = os.pipe()
+    child = ctypes.CDLL(None).fork()
+    if not child:
+        report: tuple[object, ...] = ()
+        try:
+            slots = HostSlots(path, 2, {})
+            seen = slots.in_use()
+            slot.release()
+            report = (seen, slots.take("image") is not None, slots.take("image") is not None, slots.in_use())
+        finally:
+            os.write(writer, repr(report).encode())
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        assert pipe.read() == "(1, True, False, 2)"
+    os.waitpid(child, 0)
+    slot.release()
 
 
 def test_a_fork_of_local_slots_starts_empty() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import resource
 import sqlite3
@@ -35,6 +36,7 @@ from wsgi_admission.stores import (
 )
 from wsgi_admission.stores.bodies import Bodies, Stored
 from wsgi_admission.stores.checkpoints import INTERVAL, WAL_LIMIT, wal_race
+from wsgi_admission.stores.mark import Mark
 from wsgi_admission.stores.opening import filesystem_type, refuse_network
 from wsgi_admission.stores.rows import SQL
 from wsgi_admission.stores.sqlite import SQLiteStore
@@ -846,6 +848,17 @@ def test_a_child_does_not_wait_for_a_thread_that_was_left_in_its_parent(
 
 def test_a_fork_that_python_was_not_told_of_is_refused(open_store: OpenStore, path: Path) -> None:
     """Catches: a server that forks in C and whose children share a connection."""
+
+
+@pytest.mark.parametrize(("sure", "expected"), [(0.0, "5"), (3600.0, "3")], ids=["later", "at once"])
+def test_a_fork_that_python_was_not_told_of_is_refused(
+    open_store: OpenStore, path: Path, monkeypatch: pytest.MonkeyPatch, sure: float, expected: str
+) -> None:
+    """Catches: a server that forks in C and whose children share a connection.
+
+    What was read a moment ago needs none: the counts and the mark of change.
+    """
+    monkeypatch.setattr(watch, "SURE", sure)
     store = open_store()
     store.put(ticket(), recording(), now=0)
     store.counts()
@@ -854,7 +867,14 @@ def test_a_fork_that_python_was_not_told_of_is_refused(open_store: OpenStore, pa
     if not child:
         refused = 0
         try:
-            for step in (lambda: store.get("x"), store.counts, store.changed, lambda: SQLiteStore(path)):
+            steps = (
+                lambda: store.get("x"),
+                lambda: store.statistics(now=0),
+                store.counts,
+                store.changed,
+                lambda: SQLiteStore(path),
+            )
+            for step in steps:
                 try:
                     step()
                 except StoreError as error:
@@ -864,7 +884,7 @@ def test_a_fork_that_python_was_not_told_of_is_refused(open_store: OpenStore, pa
             os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as pipe:
-        assert pipe.read() == "4"
+        assert pipe.read() == expected
     os.waitpid(child, 0)
 
 
@@ -889,15 +909,51 @@ def test_a_schema_made_while_the_file_is_looked_at_is_no_other_programs(
         assert not store.counts()
 
 
-def test_a_commit_is_seen_at_once_although_nobody_asks_sqlite(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_map(*_: object, **__: object) -> None:
+    """Stand for a file system that maps nothing."""
+    raise OSError(errno.ENODEV, "No such device")
+
+
+@pytest.mark.parametrize("maps", [True, False], ids=["mapped", "read by calls"])
+def test_a_commit_is_seen_at_once_although_nobody_asks_sqlite(
+    path: Path, monkeypatch: pytest.MonkeyPatch, *, maps: bool
+) -> None:
     """Catches: a newcomer that overtakes because another process's put is noticed later only."""
     monkeypatch.setattr(watch, "SURE", 3600.0)
+    if not maps:
+        monkeypatch.setattr(mmap, "mmap", no_map)
     with closing(SQLiteStore(path)) as mine, closing(SQLiteStore(path)) as other:
         before = mine.changed()
         assert mine.changed() == before
         other.put(ticket(), recording(), now=0)
         assert mine.changed() != before
         assert sum(tally.queued for tally in mine.counts().values()) == 1
+
+
+@pytest.mark.parametrize("before", [b"", b"short"])
+def test_a_mark_that_cannot_be_made_long_enough_is_read_by_calls(tmp_path: Path, before: bytes) -> None:
+    """Catches: a page mapped beyond the end of the file, which kills the process that reads it, on a full disk."""
+    path = tmp_path / "mark"
+    path.write_bytes(before)
+    with full_disk(0):
+        reader = Mark(path)
+        assert reader.read() == before
+        reader.renew()
+        assert reader.read() == before
+    writer = Mark(path)
+    found = reader.read()
+    assert found == writer.read()
+    assert len(found) == 8
+    writer.renew()
+    assert reader.read() == writer.read() != found
+
+
+def test_a_mark_may_be_read_while_it_is_closed(tmp_path: Path) -> None:
+    """Catches: a request in another thread that dies on a closed mapping, or reads what has its descriptor now."""
+    mark = Mark(tmp_path / "mark")
+    assert mark.read()
+    mark.close()
+    assert mark.read() == b""
 
 
 def test_a_commit_without_a_mark_is_seen_when_sqlite_is_asked_next(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
