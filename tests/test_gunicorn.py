@@ -213,6 +213,25 @@ def test_memory_and_several_workers_are_refused(tmp_path: Path) -> None:
     assert "admission.ini [store] url = 'memory://': is one process's own, and gunicorn has 2 workers" in ended.stderr
 
 
+@pytest.mark.parametrize(
+    ("threads", "replaying", "settings", "told"),
+    [
+        (2, 0, "", "at most 4 of the 5 slots (2 threads in each of 2 processes that replay)"),
+        (2, 1, "workers = 1", "at most 2 of the 5 slots (2 threads in each of 1 process that replays)"),
+        (3, 0, "", ""),
+    ],
+)
+def test_slots_that_no_thread_will_use_are_told_at_the_start(
+    tmp_path: Path, threads: int, replaying: int, settings: str, told: str
+) -> None:
+    """Catches: a line that is worked off more slowly than it could be; a wrong number of processes."""
+    text = f"[admission]\nworker_threads = {threads}\nreplay_processes = {replaying}\n[route:x]\npath = /x\n"
+    with gunicorn(tmp_path, ini(tmp_path, text), settings=settings) as site:
+        lines = [line for line in site.text().splitlines() if "[WARNING]" in line]
+        assert len(lines) == bool(told)
+        assert told in "".join(lines)
+
+
 @pytest.mark.parametrize("what", ["program", "link", "version", "slots"])
 def test_a_store_that_can_never_be_used_stops_the_start_but_not_a_reload(tmp_path: Path, what: str) -> None:
     """Catches: a site without a line that says so only in its log; a site that was up and is taken down."""

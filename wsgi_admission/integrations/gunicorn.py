@@ -182,12 +182,14 @@ class _Installation:
             leaving.finish()
 
     def _make_room(self, server: Any) -> None:
-        """Add the workers that are set aside for replaying to those that answer."""
+        """Add the workers that are set aside for replaying to those that answer; say if that leaves slots idle."""
         config, web = self._config, server.cfg.workers
         self._set_aside = config.admission.replay_processes if config is not None and web > 1 else 0
         if self._set_aside:
             server.cfg.set("workers", web + self._set_aside)
             server.num_workers = web + self._set_aside
+        if config is not None and (idle := config.admission.idle_slots(self._set_aside or web)):
+            server.log.warning("%s %s", self._path, idle)
 
 
 #: The last configuration that worked, by path; outlives the reloads of the gunicorn configuration.
