@@ -7,8 +7,6 @@ import os
 import re
 import signal
 import socket
-
-
 import sqlite3
 import subprocess
 import sys

@@ -846,10 +846,6 @@ def test_a_child_does_not_wait_for_a_thread_that_was_left_in_its_parent(
     assert store.counts()["donor", "image"].queued == 3
 
 
-def test_a_fork_that_python_was_not_told_of_is_refused(open_store: OpenStore, path: Path) -> None:
-    """Catches: a server that forks in C and whose children share a connection."""
-
-
 @pytest.mark.parametrize(("sure", "expected"), [(0.0, "5"), (3600.0, "3")], ids=["later", "at once"])
 def test_a_fork_that_python_was_not_told_of_is_refused(
     open_store: OpenStore, path: Path, monkeypatch: pytest.MonkeyPatch, sure: float, expected: str
