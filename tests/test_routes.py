@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsgi_admission.routes import API, KNOWN_LENGTH, KNOWN_PATHS, Table, expression, normalise
@@ -399,7 +399,8 @@ SEGMENT = st.one_of(st.lists(FIXED, max_size=3).map("".join), st.sampled_from(["
 PATTERN = st.lists(SEGMENT, min_size=1, max_size=3).map(lambda segments: "/" + "/".join(segments))
 
 
-@given(st.lists(PATTERN.filter(lambda pattern: pattern.count("<n>") + pattern.count(":n>") < 2), max_size=8), st.data())
+@settings(deadline=None)  # several expressions are compiled each time
+@given(st.lists(PATTERN.filter(lambda pattern: pattern.count("<n>") + pattern.count(":n>") < 2), max_size=5), st.data())
 def test_the_quick_look_at_the_beginning_agrees_with_the_whole_expression(
     patterns: list[str], data: st.DataObject
 ) -> None:
