@@ -38,6 +38,11 @@ from wsgi_admission.web.answers import Environ, StartResponse, iso, json_answer,
 
 log = logging.getLogger("wsgi_admission")
 
+# Python before 3.12 takes long to look up a member of an enumeration.
+_PASS_THROUGH, _SHADOW = Mode.PASS_THROUGH, Mode.SHADOW
+_RUN, _QUEUE = Verdict.RUN, Verdict.QUEUE
+
+
 #: Seconds between attempts to open a store that could not be opened.
 REOPEN_INTERVAL = 1.0
 
@@ -146,11 +151,11 @@ class AdmissionMiddleware:
         self, process: Process | None, route: Route, environ: Environ, start_response: StartResponse
     ) -> Iterable[bytes]:
         """Answer a matching request; the store cannot be opened if ``process`` is None."""
-        if MARK in environ or self._mode is Mode.PASS_THROUGH:
+        if MARK in environ or self._mode is _PASS_THROUGH:
             return self.app(environ, start_response)  # a replayed request has had its turn
         body = None
         try:
-            if self._mode is not Mode.SHADOW:  # which changes nothing for anybody
+            if self._mode is not _SHADOW:  # which changes nothing for anybody
                 body = receive(environ, max_body=route.max_body)
         except UntellableLength:
             pass  # as long as nothing has to wait, the app may read what we cannot
@@ -165,11 +170,11 @@ class AdmissionMiddleware:
         try:
             decision = decide(self._mode, process.load(), process.line(who.rank))
         except StoreError:
-            decision = Decision(Verdict.RUN, "store")
-        shadowed = self._mode is Mode.SHADOW and decision.verdict is Verdict.QUEUE
-        if decision.verdict is Verdict.RUN or shadowed:
+            decision = Decision(_RUN, "store")
+        shadowed = self._mode is _SHADOW and decision.verdict is _QUEUE
+        if decision.verdict is _RUN or shadowed:
             slot = _take(process.slots, route)
-            if slot is not None or self._mode is Mode.SHADOW:
+            if slot is not None or self._mode is _SHADOW:
                 passed = process.passing.begin(who.tier, route.name, shadowed=shadowed or slot is None)
                 return run(self.app, environ, start_response, slot, _closing(body, passed))
         return self._queue(process, route, who, body, environ, start_response)
@@ -236,7 +241,7 @@ class AdmissionMiddleware:
     ) -> Iterable[bytes]:
         """Run a request that can be kept nowhere."""
         slot = _take(slots, route)
-        if slot is None and self._mode is not Mode.SHADOW:
+        if slot is None and self._mode is not _SHADOW:
             _close(body)
             answer = retry_later("The server is busy and cannot queue requests just now.", 1.0)
             return answer.send(environ, start_response)
