@@ -42,7 +42,6 @@ log = logging.getLogger("wsgi_admission")
 _PASS_THROUGH, _SHADOW = Mode.PASS_THROUGH, Mode.SHADOW
 _RUN, _QUEUE = Verdict.RUN, Verdict.QUEUE
 
-
 #: Seconds between attempts to open a store that could not be opened.
 REOPEN_INTERVAL = 1.0
 
