@@ -83,7 +83,7 @@ def test_a_queued_request_is_answered_as_the_contract_says() -> None:
     ticket = desk.put()
 
     def app(environ: dict[str, Any], start_response: Any) -> Any:
-        return desk.api.accepted(environ, ticket).send(environ, start_response)
+        return desk.api.admitted(ticket, environ, start_response)
 
     result = call(app, "/image", "POST")
     base = "/api/queue"

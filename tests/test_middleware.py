@@ -361,7 +361,7 @@ def test_a_body_that_cannot_be_kept_means_503(made: list[Site], monkeypatch: pyt
     def full(*_args: Any, **_keys: Any) -> Any:
         raise StoreUnavailable("A request body cannot be kept: No space left on device.")
 
-    monkeypatch.setattr("wsgi_admission.middleware.receive", full)
+    monkeypatch.setattr("wsgi_admission.arrivals.receive", full)
     refused = site.call(body=b"kept")
     assert refused.status == "503 Service Unavailable"
     assert refused.header("Retry-After")
