@@ -12,6 +12,9 @@ app = AdmissionMiddleware(
     Config(
         admission=Admission(mode=Mode.QUEUE_ALL, max_concurrent=1, worker_threads=1),
         store=StoreOptions(url="memory://"),
-        routes=(Route(name="test", path=("/gated", "/echo"), max_body=1_000_000),),
+        routes=(
+            Route(name="test", path=("/gated", "/echo"), max_body=1_000_000),
+            Route(name="small", path=("/small",), max_body=100),
+        ),
     ),
 )

@@ -83,7 +83,7 @@ def test_a_queued_request_is_answered_as_the_contract_says() -> None:
     ticket = desk.put()
 
     def app(environ: dict[str, Any], start_response: Any) -> Any:
-        return desk.api.accepted(environ, ticket).send(environ, start_response)
+        return desk.api.admitted(ticket, environ, start_response)
 
     result = call(app, "/image", "POST")
     base = "/api/queue"
@@ -355,6 +355,27 @@ def test_a_dead_store_is_503_only_when_nothing_can_run_either(monkeypatch: pytes
     metrics = call(desk.api, "/api/queue/metrics")
     assert metrics.status == "503 Service Unavailable"
     assert int(metrics.header("Retry-After") or "0") >= 1
+
+
+@pytest.mark.parametrize("step", ["get", "ahead", "statistics", "counts"])
+@pytest.mark.parametrize("call_name", ["status", "result", "events"])
+def test_a_store_that_fails_in_the_middle_of_a_status_means_come_back_later(
+    monkeypatch: pytest.MonkeyPatch, step: str, call_name: str
+) -> None:
+    """Catches: a 500 for a ticket that is safe, or half a status that a client takes for the truth."""
+    desk = Desk()
+    ticket = desk.put()
+
+    def dead(*_args: Any, **_keys: Any) -> Any:
+        raise StoreUnavailable("The disk is full.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(desk.store, step, dead)
+        failing = desk.ask(call_name, ticket)
+    assert failing.status == "503 Service Unavailable"
+    assert failing.header("Content-Type") == "application/problem+json"
+    assert int(failing.header("Retry-After") or "0") >= 1
+    assert desk.ask(call_name, ticket).status == ("202 Accepted" if call_name == "result" else "200 OK")
 
 
 def test_metrics_ask_for_the_token_when_told_to() -> None:

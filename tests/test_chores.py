@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from wsgi_admission.chores import Chore, Housekeeper
+from wsgi_admission.chores import AGAIN, Chore, Housekeeper
 
 
 def test_a_chore_is_done_at_its_interval_and_a_failing_one_does_not_stop_the_others(
@@ -39,3 +39,17 @@ def test_the_housekeeper_ends_when_told_to() -> None:
     assert ran.wait(30)
     keeper.stop()
     assert "wsgi-admission-housekeeper" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_chore_that_stopped_halfway_goes_on_after_the_others() -> None:
+    """Catches: leases that run out while millions of old tickets are removed."""
+    done: list[str] = []
+    halves = ["first", "second", "last"]
+
+    def long() -> object:
+        done.append(halves.pop(0))
+        return AGAIN if halves else None
+
+    keeper = Housekeeper([Chore(60.0, long), Chore(0.0, lambda: done.append("other"))], clock=lambda: 0.0)
+    assert [keeper.tick() for _ in range(4)] == [0.0] * 4
+    assert done == ["first", "other", "second", "other", "last", "other", "other"]

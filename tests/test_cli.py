@@ -52,10 +52,28 @@ def test_check_refuses_a_store_that_this_version_does_not_have() -> None:
     )
 
 
+def test_check_notes_slots_that_no_thread_will_use() -> None:
+    """Catches: a line that is worked off more slowly than it could be, in silence; a guess where nobody can know."""
+
+    def note(admission: str) -> str:
+        Path("a.ini").write_text(f"{ROUTE}[admission]\n{admission}", encoding="utf-8")
+        result = call("check", "a.ini")
+        assert (result.stderr, result.exit_code) == ("", 0)
+        return result.stdout.partition("\n\n; Note: ")[2]
+
+    assert note("") == (
+        "[admission] worker_threads = 3: replays take at most 3 of the 5 slots (3 threads in each of 1 "
+        "process that replays). Set worker_threads = 5 to use all.\n"
+    )
+    assert "Set worker_threads = 4 to use all" in note("worker_threads = 3\nreplay_processes = 2\nmax_concurrent = 7")
+    for enough in ("worker_threads = 5", "replay_processes = 2", "max_concurrent = 3", "replay_processes = 0"):
+        assert note(enough) == ""
+
+
 def test_check_prints_what_is_in_force_and_where_it_comes_from() -> None:
     """Catches: a value that is not the one in force, or an origin that is not its own."""
     Path("a.ini").write_text(
-        "[admission]\nmax_concurrent = 2\nworker_threads = 2\nretention = 86400\n"
+        "[admission]\nmax_concurrent = 2\nworker_threads = 7\nretention = 86400\n"
         "[load]\nmemory_threshold =\n"
         "[api]\nadmin_token = 0123456789abcdef\n"
         "[store]\nurl = sqlite:////srv/a.db\n"
@@ -73,7 +91,7 @@ def test_check_prints_what_is_in_force_and_where_it_comes_from() -> None:
 name = main                              ; default
 mode = auto                              ; default
 max_concurrent = 7                       ; env MAX_CONCURRENT_REQUESTS
-worker_threads = 2
+worker_threads = 7
 replay_processes = 1                     ; default
 retention = 24h
 cleanup_interval = 30s                   ; default

@@ -288,7 +288,8 @@ def test_the_shipped_file_holds_the_defaults_and_the_eight_endpoints() -> None:
     """Catches: a shipped file that does not load, or that says something else than the defaults it claims to say."""
     config = load_config(SHIPPED, {})
 
-    assert (config.admission, config.load, config.store) == (Admission(), LoadOptions(), StoreOptions())
+    assert (config.admission, config.load, config.store) == (Admission(worker_threads=5), LoadOptions(), StoreOptions())
+    assert config.admission.idle_slots(1) == ""
     assert (config.tiers, config.api) == (Tiers(), Api())
     assert sorted(path for route in config.routes for path in route.path) == [
         "/api/generate",
@@ -366,7 +367,8 @@ path = /api/queue/three
         "a.ini [adminssion]: unknown section; did you mean [admission]?",
         (
             "environment QUEUE_WORKER_THREADS = '-1': must be 1 or more.\n"
-            "  worker_threads: replay threads in a process that replays. Expected: a whole number, 1 or more."
+            "  worker_threads: replay threads in each process that replays; all together should reach max_concurrent. "
+            "Expected: a whole number, 1 or more."
         ),
         (
             "a.ini [load] resume = '90%': must be below threshold, which is 80% (or both 0%).\n"

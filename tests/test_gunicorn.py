@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.support import ROOT, Server, gunicorn, ini, stop, until
+from wsgi_admission.config import load_config
+from wsgi_admission.integrations.trying import permanent_fault
+from wsgi_admission.stores import opening
 
 QUEUE_ALL = """
 [admission]
@@ -202,6 +209,81 @@ def test_memory_and_several_workers_are_refused(tmp_path: Path) -> None:
     ended = start_and_fail(tmp_path, QUEUE_ALL + "[store]\nurl = memory://\n")
     assert ended.returncode == 1
     assert "admission.ini [store] url = 'memory://': is one process's own, and gunicorn has 2 workers" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("threads", "replaying", "settings", "told"),
+    [
+        (2, 0, "", "at most 4 of the 5 slots (2 threads in each of 2 processes that replay)"),
+        (2, 1, "workers = 1", "at most 2 of the 5 slots (2 threads in each of 1 process that replays)"),
+        (3, 0, "", ""),
+    ],
+)
+def test_slots_that_no_thread_will_use_are_told_at_the_start(
+    tmp_path: Path, threads: int, replaying: int, settings: str, told: str
+) -> None:
+    """Catches: a line that is worked off more slowly than it could be; a wrong number of processes."""
+    text = f"[admission]\nworker_threads = {threads}\nreplay_processes = {replaying}\n[route:x]\npath = /x\n"
+    with gunicorn(tmp_path, ini(tmp_path, text), settings=settings) as site:
+        lines = [line for line in site.text().splitlines() if "[WARNING]" in line]
+        assert len(lines) == bool(told)
+        assert told in "".join(lines)
+
+
+@pytest.mark.parametrize("what", ["program", "link", "version", "slots"])
+def test_a_store_that_can_never_be_used_stops_the_start_but_not_a_reload(tmp_path: Path, what: str) -> None:
+    """Catches: a site without a line that says so only in its log; a site that was up and is taken down."""
+    path = tmp_path / "admission.db"
+
+    def spoil() -> str:
+        path.unlink(missing_ok=True)
+        if what == "link":
+            path.symlink_to(tmp_path / "elsewhere.db")
+            return "admission.db is not a plain file"
+        if what == "slots":
+            slots = tmp_path / "admission.db-main.slots"
+            if not slots.is_dir():
+                slots.unlink()
+                slots.mkdir()
+            return "admission.db-main.slots is not a regular file"
+        with closing(sqlite3.connect(path)) as other:
+            other.execute("CREATE TABLE users (name)")
+            if what == "version":
+                other.execute(f"PRAGMA application_id = {opening.APPLICATION_ID}")
+        return "of another program" if what == "program" else "has schema 0, written by an older version"
+
+    with gunicorn(tmp_path, ini(tmp_path, QUEUE_ALL)) as site:
+        old = until(lambda: len(pids := {worker.pid for worker in workers(site)}) == 3 and pids)
+        spoil()
+        os.kill(site.process.pid, signal.SIGHUP)
+        until(lambda: len(pids := {worker.pid for worker in workers(site)}) == 3 and not pids & old, "the new workers")
+        assert site.ask("/ping").status == 200
+    words = spoil()
+    ended = start_and_fail(tmp_path, QUEUE_ALL)
+    assert ended.returncode == 1
+    assert re.search(f"^Error: .*{words}", ended.stderr, re.MULTILINE)
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_store_is_tried_with_the_rights_of_a_worker_and_not_in_the_master(tmp_path: Path) -> None:
+    """Catches: a store of root's, made by the master; a start refused because of rights that the workers lack."""
+    config = load_config(ini(tmp_path, QUEUE_ALL), {})
+    rights = tmp_path / "rights"
+
+    def become_worker() -> None:
+        assert not (tmp_path / "admission.db").exists()
+        rights.write_text(str(os.getpid()))
+
+    before = sorted(Path("/proc/self/fd").iterdir())
+    assert permanent_fault(config, become_worker) == ""
+    assert int(rights.read_text()) != os.getpid()
+    assert sorted(Path("/proc/self/fd").iterdir()) == before
+    (tmp_path / "admission.db").unlink()
+    (tmp_path / "admission.db").mkdir()
+    assert "is not a plain file" in permanent_fault(config, lambda: None)
+    rights.unlink()
+    gone = replace(config, store=replace(config.store, url="sqlite:////dev/null/admission.db"))
+    assert permanent_fault(gone, become_worker) == ""
 
 
 def test_the_asgi_worker_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -136,6 +137,51 @@ def kept(reply: Reply) -> list[tuple[str, str]]:
     """Return the headers less those that are the server's own."""
     own = {"date", "server", "connection", "transfer-encoding", "content-length"}
     return [(name, value) for name, value in reply.headers if name.lower() not in own]
+
+
+def upload(site: Server, number: int) -> Reply:
+    """Send upload ``number``: its bytes, its boundary and its query are no other's."""
+    boundary = f"part-{number}-of-fifty"
+    # Empty, of one byte, just below and above what is read at once (64 KiB) and what stays in memory (256 KiB).
+    size = (0, 1, 65_000, 66_000, 262_000, 263_000)[number % 6] + number
+    body = (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{number}.png"\r\n'
+        "Content-Type: image/png\r\n\r\n".encode()
+        + random.Random(number).randbytes(size)  # noqa: S311 - any bytes, the same for both sites
+        + f"\r\n--{boundary}--\r\n".encode()
+    )
+    content_type = f"multipart/form-data; boundary={boundary}"
+    return site.ask(f"/echo?{number}", "POST", body, Content_Type=content_type)
+
+
+def as_sent(reply: Reply) -> tuple[int, str, list[tuple[str, str]], bytes]:
+    """Return all of an answer that does not depend on when and on which connection it was sent."""
+    headers = [(name, value) for name, value in reply.headers if name.lower() not in {"date", "server", "connection"}]
+    return reply.status, reply.reason, headers, reply.body
+
+
+def test_fifty_uploads_at_once_are_answered_as_they_would_have_been_directly(tmp_path: Path) -> None:
+    """Catches: uploads that are mixed up, cut or lost on the way through many threads and several processes."""
+    echo = FORCED.replace("max_concurrent = 1", "max_concurrent = 2")
+    folders = {mode: tmp_path / mode for mode in ("pass_through", "queue_all")}
+    configs = {}
+    for mode, folder in folders.items():
+        folder.mkdir()
+        configs[mode] = ini(folder, echo.replace("[admission]", f"[admission]\nmode = {mode}"))
+    numbers = range(50)
+    with ThreadPoolExecutor(50) as pool:
+        with gunicorn(folders["pass_through"], configs["pass_through"]) as site:
+            direct = list(pool.map(lambda number: as_sent(upload(site, number)), numbers))
+        with gunicorn(folders["queue_all"], configs["queue_all"]) as site:
+            accepted = list(pool.map(lambda number: upload(site, number), numbers))
+            assert [reply.status for reply in accepted] == [202] * 50
+            assert [state["status"] for state in pool.map(site.final, accepted)] == ["completed"] * 50
+            results = pool.map(lambda reply: as_sent(site.ask(reply.json()["result_url"])), accepted)
+            # One by one: a difference of megabytes is nothing to look at.
+            differing = [number for number, result in zip(numbers, results, strict=True) if result != direct[number]]
+    assert {answer[:2] for answer in direct} == {(203, "Quite All Right")}
+    assert len({answer[3] for answer in direct}) == 50
+    assert differing == []
 
 
 def test_any_worker_answers_and_positions_fall_while_nobody_better_arrives(site: Server) -> None:

@@ -163,6 +163,16 @@ def test_a_silent_sensor_is_stale_after_five_seconds(nothing: float | None) -> N
     assert silent.load(0, 5).failed == {"cpu": "The cpu sensor has given no reading for more than 5 seconds."}
 
 
+def test_a_silence_begins_with_the_last_reading() -> None:
+    """Catches: a sensor left out because it pauses for a moment after it has worked for long."""
+    pausing = meter(("cpu", Script(0.9, 0.9, 0.9, None)))
+    for moment in (0.0, 4.0, 8.0, 12.9):
+        pausing.sample(moment)
+    assert (pausing.load(0, 5).above, dict(pausing.load(0, 5).failed)) == ("cpu", {})
+    pausing.sample(13.1)
+    assert list(pausing.load(0, 5).failed) == ["cpu"]
+
+
 def test_a_sensor_that_never_spoke_is_stale_too() -> None:
     """Catches: staleness counted from a last reading that never was."""
     silent = meter(("cpu", Script(None)))

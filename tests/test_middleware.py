@@ -361,7 +361,7 @@ def test_a_body_that_cannot_be_kept_means_503(made: list[Site], monkeypatch: pyt
     def full(*_args: Any, **_keys: Any) -> Any:
         raise StoreUnavailable("A request body cannot be kept: No space left on device.")
 
-    monkeypatch.setattr("wsgi_admission.middleware.receive", full)
+    monkeypatch.setattr("wsgi_admission.arrivals.receive", full)
     refused = site.call(body=b"kept")
     assert refused.status == "503 Service Unavailable"
     assert refused.header("Retry-After")
@@ -440,27 +440,38 @@ def test_closing_hands_back_and_a_later_request_begins_anew(tmp_path: Path) -> N
     site.middleware.close()
 
 
+@pytest.mark.parametrize("broken", [("counts",), ("ahead",), ("counts", "ahead", "get", "statistics"), ()])
 def test_an_accepted_request_is_answered_202_although_the_store_fails_right_after(
-    made: list[Site], monkeypatch: pytest.MonkeyPatch
+    made: list[Site], monkeypatch: pytest.MonkeyPatch, broken: tuple[str, ...]
 ) -> None:
-    """Catches: an error for a request that is in the line, which its client sends again."""
+    """Catches: an error for a request that is in the line, which its client sends again; a 202 without addresses."""
     site = Site(mode=Mode.QUEUE_ALL)
     made.append(site)
-    store = site.middleware.process().store
-    put = store.put
+    process = site.middleware.process()
+    store, put = process.store, process.store.put
 
-    def dead() -> Any:
+    def dead(*_args: Any, **_keys: Any) -> Any:
         raise StoreUnavailable("The disk is gone.")
 
-    def put_and_die(*args: Any, **keys: Any) -> Any:
-        ticket = put(*args, **keys)
-        monkeypatch.setattr(store, "counts", dead)
-        return ticket
+    with monkeypatch.context() as patch:
 
-    monkeypatch.setattr(store, "put", put_and_die)
-    accepted = site.call()
+        def put_and_die(*args: Any, **keys: Any) -> Any:
+            ticket = put(*args, **keys)
+            for name in broken:
+                patch.setattr(store, name, dead)
+            if not broken:  # instead, the kernel no longer tells which slots are taken
+                patch.setattr(process.slots, "in_use", dead)
+            return ticket
+
+        patch.setattr(store, "put", put_and_die)
+        accepted = site.call()
     assert accepted.status == "202 Accepted"
     assert int(accepted.header("Retry-After") or "0") >= 1
+    data = accepted.json()
+    assert store.get(data["request_id"]).state.value == data["status"] == "queued"
+    assert accepted.header("Location") == data["result_url"] == f"/api/queue/result/{data['request_id']}"
+    assert data["status_url"] == data["cancel_url"] == f"/api/queue/status/{data['request_id']}"
+    assert data["queue_info"]["position_in_queue"] == (None if broken else 1)
 
 
 @pytest.mark.parametrize("mode", [Mode.SHADOW, Mode.PASS_THROUGH])
@@ -518,6 +529,28 @@ def test_the_tickets_of_a_tier_that_is_configured_no_more_are_not_overtaken(made
     site.call()
     process = site.middleware.process()
     assert line_reader(process.store, process.slots, {"gold": 0, "silver": 1})(0).waiting == 1
+
+
+def test_memory_shared_by_several_processes_is_warned_of_once(
+    made: list[Site], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches: a line for each process, in silence; a warning for each request, or for a store that can be shared."""
+    site = Site()
+    made.append(site)
+    shared = AdmissionMiddleware(
+        site.app, Config(store=StoreOptions(url=f"sqlite:///{tmp_path}/a.db"), routes=site.config.routes), replays=False
+    )
+    several: dict[str, Any] = {"wsgi.multiprocess": True}
+    call(shared, "/image", "POST", **several)
+    shared.close()
+    site.call()
+    site.call("/other", **several)
+    assert "memory://" not in caplog.text
+    site.call(**several)
+    site.call("/api/queue/health", "GET", **several)
+    (told,) = [record for record in caplog.records if "memory://" in record.getMessage()]
+    assert told.levelname == "WARNING"
+    assert "several processes" in told.getMessage()
 
 
 def test_leases_are_renewed_before_lost_ones_are_looked_for(made: list[Site], monkeypatch: pytest.MonkeyPatch) -> None:

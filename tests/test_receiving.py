@@ -63,6 +63,28 @@ def test_the_app_reads_what_was_received() -> None:
     body.file.close()
 
 
+@pytest.mark.parametrize("keys", [{}, {"CONTENT_LENGTH": "", "wsgi.input_terminated": True}], ids=["length", "chunked"])
+def test_a_large_body_is_read_in_blocks_and_never_past_its_end(keys: dict[str, Any]) -> None:
+    """Catches: 16 MiB of memory for each upload, where a server allocates what it is asked for; a wait for ever."""
+    size, asked = 10 * READ + 1, []
+
+    class Source(io.BytesIO):
+        def read(self, wanted: int | None = -1) -> bytes:
+            asked.append(wanted or 0)
+            return super().read(wanted)
+
+    env = environ("/image", "POST", b"x" * size, **keys)
+    env["wsgi.input"] = Source(b"x" * size)
+    body = receive(env, max_body=2 * size)
+    assert body is not None
+    with body.file:
+        assert body.length == size
+    assert all(0 < wanted <= READ for wanted in asked)
+    assert len(asked) > 10
+    if not keys:
+        assert sum(asked) == size
+
+
 @pytest.mark.parametrize("keys", [{}, {"wsgi.input_terminated": True}])
 def test_a_request_without_a_body_keeps_the_servers_input(keys: dict[str, Any]) -> None:
     """Catches: a file made for every request of a server that ends its inputs."""

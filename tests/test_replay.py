@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import logging
 import logging.config
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -575,6 +577,35 @@ def test_an_error_after_the_first_byte_is_raised_again(caplog: pytest.LogCapture
     assert "the app's own" in caplog.text
 
 
+def test_an_error_that_is_raised_again_is_freed_with_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a cycle through the traceback, which keeps the app's frames, and their images, until the next sweep."""
+
+    class Failure(Exception):
+        pass
+
+    raised: list[weakref.ref[Failure]] = []
+
+    def broken() -> None:
+        raise Failure
+
+    def app(environ: dict[str, Any], start_response: Start) -> Iterator[bytes]:
+        start_response("200 OK", PLAIN)
+        yield b"half"
+        try:
+            broken()
+        except Failure as failure:
+            raised.append(weakref.ref(failure))
+            start_response("404 Not Found", PLAIN, sys.exc_info())
+
+    monkeypatch.setattr(logging.getLogger("wsgi_admission.replay"), "disabled", True)  # a log's records keep it too
+    gc.disable()
+    try:
+        assert outcome_of(app) == (0, None, RAISED)
+        assert raised[0]() is None
+    finally:
+        gc.enable()
+
+
 def test_a_second_start_without_exc_info_is_an_error(caplog: pytest.LogCaptureFixture) -> None:
     """Catches: the second status silently taking the place of the first."""
 
@@ -594,6 +625,7 @@ def test_a_second_start_without_exc_info_is_an_error(caplog: pytest.LogCaptureFi
         (200, PLAIN),
         ("OK", PLAIN),
         ("20 OK", PLAIN),
+        ("103 Early Hints", PLAIN),
         ("200OK", PLAIN),
         ("200 OK\r\nX: 1", PLAIN),
         ("200 OK\n", PLAIN),
@@ -768,7 +800,7 @@ def test_a_full_disk_is_not_blamed_on_the_app(size: int, monkeypatch: pytest.Mon
     assert full.closed
 
 
-@pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified", "103 Early Hints"])
+@pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified"])
 def test_an_answer_that_has_no_body_loses_it(status: str) -> None:
     """Catches: bytes that the next answer on the connection would begin with."""
     assert body_of(outcome_of(answering([b"stray"], status=status, headers=[]))) == b""

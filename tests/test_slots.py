@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import multiprocessing
@@ -393,6 +394,28 @@ def test_a_fork_inherits_no_slots(path: Path) -> None:
     assert HostSlots(path, 2, LIMITS).in_use() == 0
 
 
+def test_slots_made_after_a_fork_that_python_was_not_told_of_are_the_childs_own(path: Path) -> None:
+    """Catches: a child of a server that forks in C, whose new slots stand on what its parent holds."""
+    slot = taken(HostSlots(path, 2, {}).take("image"))
+    reader, writer = os.pipe()
+    child = ctypes.CDLL(None).fork()
+    if not child:
+        report: tuple[object, ...] = ()
+        try:
+            slots = HostSlots(path, 2, {})
+            seen = slots.in_use()
+            slot.release()
+            report = (seen, slots.take("image") is not None, slots.take("image") is not None, slots.in_use())
+        finally:
+            os.write(writer, repr(report).encode())
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        assert pipe.read() == "(1, True, False, 2)"
+    os.waitpid(child, 0)
+    slot.release()
+
+
 def test_a_fork_of_local_slots_starts_empty() -> None:
     """Catches: a child whose slots are taken for ever by requests of its parent."""
     assert forked(make_local) == (0, [True, True], 0)
@@ -436,6 +459,26 @@ def test_a_kernel_out_of_locks_is_told_and_nothing_half_taken(path: Path, monkey
     with pytest.raises(StoreUnavailable, match=r"The file of slots cannot be locked: No locks available\."):
         slots.take("video")
     assert slots.in_use() == 0
+    assert slots.take("image") is not None
+
+
+@pytest.mark.parametrize("refusal", [errno.EACCES, errno.EAGAIN])
+def test_a_slot_that_another_process_holds_is_taken_in_both_words_of_posix(
+    path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int
+) -> None:
+    """Catches: an error for a slot that is taken, on the systems that call it EACCES."""
+    real, theirs = fcntl.lockf, {0, 2}
+
+    def lockf(descriptor: int, operation: int, length: int, start: int) -> None:
+        if operation != fcntl.LOCK_UN and start in theirs:
+            raise OSError(refusal, "held by another process")
+        real(descriptor, operation, length, start)
+
+    slots = HostSlots(path, 3, LIMITS)
+    monkeypatch.setattr(fcntl, "lockf", lockf)
+    assert slots.take("image") is not None
+    assert slots.take("image") is None
+    theirs.clear()
     assert slots.take("image") is not None
 
 

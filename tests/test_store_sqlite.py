@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import resource
 import sqlite3
@@ -20,11 +21,12 @@ import pytest
 from tests.store_model import ROUTES, read, recording, ticket
 from tests.support import until
 from wsgi_admission.errors import KeyReused, LeaseLost, StoreError, StoreMismatch, StoreUnavailable, UnknownTicket
-from wsgi_admission.stores import bodies, checkpoints, connections, opening, rows, watch
+from wsgi_admission.stores import bodies, checkpoints, connections, opening, pruning, rows, watch
 from wsgi_admission.stores.bodies import Bodies, Stored
 from wsgi_admission.stores.checkpoints import INTERVAL, WAL_LIMIT, wal_race
+from wsgi_admission.stores.mark import Mark
 from wsgi_admission.stores.opening import filesystem_type, refuse_network
-from wsgi_admission.stores.records import INLINE_BODY, Tally, Worker
+from wsgi_admission.stores.records import INLINE_BODY, Passed, Tally, Worker
 from wsgi_admission.stores.rows import SQL
 from wsgi_admission.stores.sqlite import SQLiteStore
 from wsgi_admission.ticket import State, Ticket
@@ -287,6 +289,43 @@ def test_durability_decides_what_is_on_the_disk(open_store: OpenStore, durabilit
         assert connection.execute(pragma).fetchone() == (synchronous,)
     with store._connections.writing(durable=False) as connection:
         assert connection.execute(pragma).fetchone() == (1,)
+
+
+def test_only_what_somebody_outside_builds_on_waits_for_the_disk(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: an accepted request or a told answer that a power loss undoes; claims and leases as slow as those."""
+    store = open_store(durability="full")
+    waited: list[bool] = []
+    begin = connections.Connection.execute
+
+    def execute(connection: connections.Connection, sql: str, *parameters: object) -> sqlite3.Cursor:
+        if sql == "BEGIN IMMEDIATE":
+            ((synchronous,),) = begin(connection, "PRAGMA synchronous").fetchall()
+            waited.append(synchronous == 2)
+        return begin(connection, sql, *parameters)  # type: ignore[arg-type]  # passed on
+
+    monkeypatch.setattr(connections.Connection, "execute", execute)
+    worker = Worker("w", "host", 1, 2, 5)
+    one, two = ticket(), ticket()
+    found = {}
+    steps: dict[str, Callable[[], object]] = {
+        "put": lambda: [store.put(one, recording(), now=0), store.put(two, recording(), now=0)],
+        "report": lambda: store.report(worker, now=0),
+        "claim": lambda: [run_one(store) for _ in range(2)],
+        "renew": lambda: store.renew([(one.id, 1)], lease=30),
+        "progress": lambda: store.progress(one.id, 1, 0.5, ""),
+        "observe": lambda: store.observe([Passed("donor", "image", 1.0, shadowed=False)], now=0),
+        "finish": lambda: store.finish(one.id, 1, State.COMPLETED, recording(), now=0),
+        "release": lambda: store.release(two.id, 1, now=0),
+        "cancel": lambda: store.cancel(two.id, now=0),
+    }
+    for name, step in steps.items():
+        waited.clear()
+        step()
+        found[name] = set(waited)
+    durable = {"put", "finish", "release", "cancel"}
+    assert found == {name: {name in durable} for name in found}
 
 
 @pytest.mark.parametrize(
@@ -775,6 +814,22 @@ def test_a_refused_step_does_not_cost_a_connection(store: SQLiteStore) -> None:
     assert not before.in_transaction
 
 
+def test_a_connection_that_cannot_leave_its_transaction_is_not_used_again(store: SQLiteStore) -> None:
+    """Catches: every later step refused, because it gets a connection that is in a transaction already."""
+
+    def forbid(action: int, *_names: object) -> int:
+        return sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_TRANSACTION else sqlite3.SQLITE_OK
+
+    def stumble() -> None:
+        with store._connections.writing() as connection:
+            connection.set_authorizer(forbid)
+
+    with pytest.raises(StoreUnavailable, match="not authorized"):
+        stumble()
+    for _ in range(2):
+        store.put(ticket(), recording(), now=0)
+
+
 def test_another_durability_is_refused(path: Path) -> None:
     """Catches: a misspelt word that means the weaker of the two."""
     with pytest.raises(ValueError, match="'ful': expected full or normal"):
@@ -835,8 +890,49 @@ def test_a_fork_waits_for_a_transaction_of_another_thread(store: SQLiteStore) ->
     store.put(ticket(), recording(), now=0)
 
 
-def test_a_fork_that_python_was_not_told_of_is_refused(open_store: OpenStore, path: Path) -> None:
-    """Catches: a server that forks in C and whose children share a connection."""
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_child_does_not_wait_for_a_thread_that_was_left_in_its_parent(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: a store that is busy for ever in a child that was born while a thread of its parent began to write."""
+    store = open_store(patience=0.5)
+    store.put(ticket(), recording(), now=0)
+    beginning, forked = threading.Event(), threading.Event()
+    refuse = store._connections.refuse_inherited
+
+    def slow() -> None:  # the first that a step does once it has its turn
+        if threading.current_thread() is thread:
+            beginning.set()
+            assert forked.wait(30)
+        refuse()
+
+    monkeypatch.setattr(store._connections, "refuse_inherited", slow)
+    thread = threading.Thread(target=lambda: store.put(ticket(), recording(), now=0))
+    thread.start()
+    assert beginning.wait(30)
+    child = os.fork()
+    if not child:
+        done = 1
+        try:
+            store.put(ticket(), recording(), now=0)
+            done = 0
+        finally:
+            os._exit(done)
+    forked.set()
+    thread.join(30)
+    assert os.waitpid(child, 0)[1] == 0
+    assert store.counts()["donor", "image"].queued == 3
+
+
+@pytest.mark.parametrize(("sure", "expected"), [(0.0, "5"), (3600.0, "3")], ids=["later", "at once"])
+def test_a_fork_that_python_was_not_told_of_is_refused(
+    open_store: OpenStore, path: Path, monkeypatch: pytest.MonkeyPatch, sure: float, expected: str
+) -> None:
+    """Catches: a server that forks in C and whose children share a connection.
+
+    What was read a moment ago needs none: the counts and the mark of change.
+    """
+    monkeypatch.setattr(watch, "SURE", sure)
     store = open_store()
     store.put(ticket(), recording(), now=0)
     store.counts()
@@ -845,7 +941,14 @@ def test_a_fork_that_python_was_not_told_of_is_refused(open_store: OpenStore, pa
     if not child:
         refused = 0
         try:
-            for step in (lambda: store.get("x"), store.counts, store.changed, lambda: SQLiteStore(path)):
+            steps = (
+                lambda: store.get("x"),
+                lambda: store.statistics(now=0),
+                store.counts,
+                store.changed,
+                lambda: SQLiteStore(path),
+            )
+            for step in steps:
                 try:
                     step()
                 except StoreError as error:
@@ -855,7 +958,7 @@ def test_a_fork_that_python_was_not_told_of_is_refused(open_store: OpenStore, pa
             os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as pipe:
-        assert pipe.read() == "4"
+        assert pipe.read() == expected
     os.waitpid(child, 0)
 
 
@@ -880,15 +983,51 @@ def test_a_schema_made_while_the_file_is_looked_at_is_no_other_programs(
         assert not store.counts()
 
 
-def test_a_commit_is_seen_at_once_although_nobody_asks_sqlite(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_map(*_: object, **__: object) -> None:
+    """Stand for a file system that maps nothing."""
+    raise OSError(errno.ENODEV, "No such device")
+
+
+@pytest.mark.parametrize("maps", [True, False], ids=["mapped", "read by calls"])
+def test_a_commit_is_seen_at_once_although_nobody_asks_sqlite(
+    path: Path, monkeypatch: pytest.MonkeyPatch, *, maps: bool
+) -> None:
     """Catches: a newcomer that overtakes because another process's put is noticed later only."""
     monkeypatch.setattr(watch, "SURE", 3600.0)
+    if not maps:
+        monkeypatch.setattr(mmap, "mmap", no_map)
     with closing(SQLiteStore(path)) as mine, closing(SQLiteStore(path)) as other:
         before = mine.changed()
         assert mine.changed() == before
         other.put(ticket(), recording(), now=0)
         assert mine.changed() != before
         assert sum(tally.queued for tally in mine.counts().values()) == 1
+
+
+@pytest.mark.parametrize("before", [b"", b"short"])
+def test_a_mark_that_cannot_be_made_long_enough_is_read_by_calls(tmp_path: Path, before: bytes) -> None:
+    """Catches: a page mapped beyond the end of the file, which kills the process that reads it, on a full disk."""
+    path = tmp_path / "mark"
+    path.write_bytes(before)
+    with full_disk(0):
+        reader = Mark(path)
+        assert reader.read() == before
+        reader.renew()
+        assert reader.read() == before
+    writer = Mark(path)
+    found = reader.read()
+    assert found == writer.read()
+    assert len(found) == 8
+    writer.renew()
+    assert reader.read() == writer.read() != found
+
+
+def test_a_mark_may_be_read_while_it_is_closed(tmp_path: Path) -> None:
+    """Catches: a request in another thread that dies on a closed mapping, or reads what has its descriptor now."""
+    mark = Mark(tmp_path / "mark")
+    assert mark.read()
+    mark.close()
+    assert mark.read() == b""
 
 
 def test_a_commit_without_a_mark_is_seen_when_sqlite_is_asked_next(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -940,3 +1079,12 @@ def test_threads_may_fork_at_the_same_time(path: Path) -> None:
         for thread in threads:
             thread.join(30)
         assert not any(thread.is_alive() for thread in threads)
+
+
+def test_a_long_prune_pauses_and_goes_on_when_called_again(store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: leases that run out while millions of tickets are removed; a rest that is never removed."""
+    monkeypatch.setattr(pruning, "BATCH", 2)
+    monkeypatch.setattr(pruning, "PRUNED_AT_ONCE", 4)
+    for number in range(7):
+        store.cancel(store.put(ticket(f"client {number}"), recording(), now=0).id, now=1)
+    assert [store.prune(before=2, now=2) for _ in range(3)] == [4, 3, 0]

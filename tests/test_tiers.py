@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import tracemalloc
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any
 
@@ -204,6 +205,21 @@ def test_an_environ_without_an_address_is_one_client() -> None:
 def test_the_forwarded_address_is_the_last_untrusted_one(address: str, forwarded: str, client: str) -> None:
     """Catches: the leftmost entry believed, which any client can write, and so be as many clients as it likes."""
     assert client_of(address, forwarded) == client
+
+
+def test_what_a_client_claims_to_be_its_address_is_not_kept_at_length() -> None:
+    """Catches: megabytes that whoever sends long headers makes every process remember."""
+    resolver = Resolver(ORDER, trusted_proxies=PROXIES)
+    resolver({"REMOTE_ADDR": "10.0.0.1", "HTTP_X_FORWARDED_FOR": "203.0.113.5"})
+    tracemalloc.start()
+    try:
+        for number in range(100):
+            claim = f"{number} " + "x" * 60_000
+            assert resolver({"REMOTE_ADDR": "10.0.0.1", "HTTP_X_FORWARDED_FOR": claim}).client == "addr:10.0.0.1"
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 1_000_000
 
 
 def test_without_trusted_proxies_nothing_forwarded_counts() -> None:

@@ -7,14 +7,20 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 log = logging.getLogger("wsgi_admission.chores")
+
+#: What a chore returns that has stopped halfway.
+AGAIN: Final = object()
 
 
 @dataclass
 class Chore:
-    """Something to do again and again, every ``interval`` seconds; ``due`` is when it is next."""
+    """Something to do again and again, every ``interval`` seconds; ``due`` is when it is next.
+
+    ``run`` returns `AGAIN` when it has not come to its end: it goes on once the other chores have had their turn.
+    """
 
     interval: float
     run: Callable[[], Any]
@@ -51,14 +57,15 @@ class Housekeeper:
         for number, chore in enumerate(self._chores):
             if chore.due > self._clock():
                 continue
+            outcome = None
             try:
-                chore.run()
+                outcome = chore.run()
                 self._failing.discard(number)
             except Exception as error:
                 if number not in self._failing:
                     self._failing.add(number)
                     log.error("a chore failed and will be tried again: %s", error, exc_info=error)  # noqa: TRY400 - once
-            chore.due = self._clock() + chore.interval
+            chore.due = self._clock() + (0.0 if outcome is AGAIN else chore.interval)
         return max(0.0, min(chore.due for chore in self._chores) - self._clock())
 
     def _work(self) -> None:

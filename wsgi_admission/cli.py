@@ -82,6 +82,10 @@ def check(file: str) -> None:
     click.echo(f"; {file}")
     for section in config.sections:
         click.echo("\n" + "\n".join(_lines(section, note)))
+    admission = config.admission
+    # 0: as many as gunicorn has web workers, which is not known here.
+    if admission.replay_processes and (idle := admission.idle_slots(admission.replay_processes)):
+        click.echo(f"\n; Note: {idle}")
 
 
 @main.command()

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import stat
 import struct
@@ -44,6 +45,8 @@ class Ledger:
 
     def __init__(self) -> None:
         self.pid = os.getpid()
+        #: Whether this came from the parent by a fork that Python was told of.
+        self.inherited = False
         self.lock = threading.RLock()
         # Each process begins elsewhere, so that many processes seldom try each other's bytes.
         self._turn = self.pid * 2_654_435_761 % (1 << 32)
@@ -97,22 +100,23 @@ class _FileLedger(Ledger):
         return True
 
     def _release(self, offset: int) -> None:
-        # What the kernel cannot unlock now it unlocks when this process ends, or takes the byte again.
-        with contextlib.suppress(OSError):
+        try:
             fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, offset)
+        except OSError:
+            pass  # the kernel unlocks it when this process ends, or takes the byte again
 
     def _count_others(self, region: int) -> int:
         count = 0
         spans = [(region << _REGION_BITS, (region + 1) << _REGION_BITS)]
         while spans:
             start, end = spans.pop()
-            query = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, end - start, 0)
+            query, unlocked = _query(start, end)
             try:
                 answer = fcntl.fcntl(self._descriptor, fcntl.F_GETLK, query)
             except OSError as error:
                 raise StoreUnavailable(f"The file of slots cannot be looked at: {error.strerror}.") from error
-            kind, _, first, length, _ = _FLOCK.unpack(answer)
-            if kind != fcntl.F_UNLCK:
+            if answer != unlocked:
+                _, _, first, length, _ = _FLOCK.unpack(answer)
                 # Linux names some lock inside the span, the first by owner and not by offset: look on both sides.
                 # Adjacent locks of one process come as one; length 0 is a lock to the end of all files.
                 first, after = max(first, start), min(first + length, end) if length else end
@@ -121,8 +125,23 @@ class _FileLedger(Ledger):
         return count
 
 
+@functools.lru_cache(maxsize=256)
+def _query(start: int, end: int) -> tuple[bytes, bytes]:
+    """Return what asks for locks between these offsets, and the answer that there is none: only the type differs."""
+    span = (os.SEEK_SET, start, end - start, 0)
+    return _FLOCK.pack(fcntl.F_WRLCK, *span), _FLOCK.pack(fcntl.F_UNLCK, *span)
+
+
 # The open files by (process, device, inode).  Entries are never removed: that would close the descriptor.
 _files: dict[tuple[int, int, int], _FileLedger] = {}
+
+
+def _disown() -> None:
+    for ledger in _files.values():
+        ledger.inherited = True
+
+
+os.register_at_fork(after_in_child=_disown)
 
 
 def open_ledger(path: Path) -> Ledger:

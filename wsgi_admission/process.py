@@ -16,7 +16,7 @@ from tempfile import gettempdir
 
 from wsgi_admission import host
 from wsgi_admission.burying import bury_dead
-from wsgi_admission.chores import Chore, Housekeeper
+from wsgi_admission.chores import AGAIN, Chore, Housekeeper
 from wsgi_admission.config import Admission, Config
 from wsgi_admission.errors import StoreError
 from wsgi_admission.load import Load, LoadMeter
@@ -26,8 +26,9 @@ from wsgi_admission.policy.decision import Line
 from wsgi_admission.running import App
 from wsgi_admission.slots import HostSlots, LocalSlots, Slots
 from wsgi_admission.stores import Store, open_store
-from wsgi_admission.stores.records import Counts, Passed, Worker
+from wsgi_admission.stores.records import PRUNED_AT_ONCE, Counts, Passed, Worker
 from wsgi_admission.tiers import Resolver
+from wsgi_admission.web.answers import Environ
 from wsgi_admission.web.api import Api
 from wsgi_admission.workers import Pool
 
@@ -80,7 +81,10 @@ def slots_file(config: Config) -> Path:
 
 @dataclass
 class Process:
-    """The parts of one process.  ``pool`` is not started where other processes replay."""
+    """The parts of one process.  ``pool`` is not started where other processes replay.
+
+    :param alone: whether the store is this process's own, and nobody has been warned that there are others.
+    """
 
     pid: int
     store: Store
@@ -90,12 +94,22 @@ class Process:
     passing: Passing
     line: Callable[[int], Line]
     load: Callable[[], Load]
+    alone: bool = False
     housekeeper: Housekeeper = field(init=False)
     left: bool = field(default=False, init=False)
 
     def replayed(self, now: float) -> bool:
         """Return whether any process has reported lately that it replays.  ``now`` is seconds since the epoch."""
         return bool(self.store.statistics(now=now).workers)
+
+    def look_for_others(self, environ: Environ) -> None:
+        """Warn, once, if the server says that other processes answer too."""
+        if environ.get("wsgi.multiprocess"):
+            self.alone = False
+            log.warning(
+                "the store is memory:// and the server speaks of several processes: if it really has them, each "
+                "has a line of its own, and answers 404 for the tickets of the others. Use sqlite:///var/admission.db."
+            )
 
     def leases(self) -> None:
         """Renew the leases of what runs here, then look for those that anybody lost.
@@ -215,7 +229,11 @@ def start_process(app: App, config: Config, identify: Resolver, *, replays: bool
     )
 
     def load() -> Load:
-        return meter.load(slots.in_use(), admission.max_concurrent)
+        try:
+            used = slots.in_use()
+        except StoreError:
+            used = admission.max_concurrent  # where the kernel cannot lock, none can be taken either
+        return meter.load(used, admission.max_concurrent)
 
     def may_start() -> bool:
         # Memory above its threshold holds replays back, but the line moves: one still runs.
@@ -242,6 +260,7 @@ def start_process(app: App, config: Config, identify: Resolver, *, replays: bool
         passing=passing,
         line=line_reader(store, slots, ranks),
         load=load,
+        alone=config.store.url == "memory://",
     )
     process.housekeeper = Housekeeper(_chores(process, meter, config.admission))
     if replays:
@@ -253,9 +272,10 @@ def start_process(app: App, config: Config, identify: Resolver, *, replays: bool
 def _chores(process: Process, meter: LoadMeter, admission: Admission) -> list[Chore]:
     store = process.store
 
-    def prune() -> None:
+    def prune() -> object:
         now = time.time()
-        store.prune(before=now - admission.retention, now=now)
+        removed = store.prune(before=now - admission.retention, now=now)
+        return AGAIN if removed >= PRUNED_AT_ONCE else None  # leases must be renewed meanwhile
 
     return [
         Chore(SAMPLE_INTERVAL, lambda: meter.sample(time.monotonic())),

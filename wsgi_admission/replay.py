@@ -40,8 +40,8 @@ _BROKEN = "The application gave no valid answer to this request."
 _UNKEPT = "The application's answer could not be kept."
 _UNREADABLE = "The recorded request could not be read."
 
-# Control characters are forbidden (PEP 3333), characters beyond latin-1 cannot be sent.
-_STATUS = re.compile(r"[1-9][0-9]{2}(?: [ -~\x80-\xff]*)?")
+# Control characters are forbidden (PEP 3333), characters beyond latin-1 cannot be sent, and a 1xx is no final answer.
+_STATUS = re.compile(r"[2-9][0-9]{2}(?: [ -~\x80-\xff]*)?")
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(r"[\t -~\x80-\xff]*")
 

@@ -18,9 +18,10 @@ class Held(Protocol):
 class Running:
     """The app's iterable; the slot is given back when the server closes it."""
 
-    def __init__(self, iterable: Iterable[bytes], ended: Callable[[], None]) -> None:
+    def __init__(self, iterable: Iterable[bytes], slot: Held | None, passed: Callable[[], None]) -> None:
         self._iterable = iterable
-        self._ended: Callable[[], None] | None = ended
+        self._slot = slot
+        self._passed: Callable[[], None] | None = passed
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._iterable)
@@ -36,9 +37,10 @@ class Running:
 
     def __del__(self) -> None:
         # Also for a server that drops the iterable without closing it: a slot lost so would be lost for ever.
-        ended, self._ended = self._ended, None
-        if ended is not None:
-            ended()
+        passed = self._passed
+        if passed is not None:
+            self._passed = None
+            _end(self._slot, passed)
 
 
 class SizedRunning(Running):
@@ -52,15 +54,15 @@ def run(
     app: App, environ: dict[str, Any], start_response: Callable[..., Any], slot: Held | None, passed: Callable[[], None]
 ) -> Iterable[bytes]:
     """Call the app; give the slot back, and tell ``passed``, when its answer has been closed."""
-
-    def ended() -> None:
-        if slot is not None:
-            slot.release()
-        passed()
-
     try:
         iterable = app(environ, start_response)
     except BaseException:
-        ended()
+        _end(slot, passed)
         raise
-    return (SizedRunning if isinstance(iterable, (list, tuple)) else Running)(iterable, ended)
+    return (SizedRunning if isinstance(iterable, (list, tuple)) else Running)(iterable, slot, passed)
+
+
+def _end(slot: Held | None, passed: Callable[[], None]) -> None:
+    if slot is not None:
+        slot.release()
+    passed()

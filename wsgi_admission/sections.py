@@ -5,6 +5,7 @@ They can be constructed in Python too, and check their values then: ``Route(name
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -50,7 +51,12 @@ class Admission(Section):
     max_concurrent: int = option(
         5, "slots on this host: queueable requests that run at once", whole(1), env="MAX_CONCURRENT_REQUESTS"
     )
-    worker_threads: int = option(3, "replay threads in a process that replays", whole(1), env="QUEUE_WORKER_THREADS")
+    worker_threads: int = option(
+        3,
+        "replay threads in each process that replays; all together should reach max_concurrent",
+        whole(1),
+        env="QUEUE_WORKER_THREADS",
+    )
     replay_processes: int = option(
         1,
         "processes set aside for replaying under gunicorn, at nice 10 (0: threads inside the web workers); as many as "
@@ -65,6 +71,21 @@ class Admission(Section):
         "repeat)",
         whole(0),
     )
+
+    def idle_slots(self, processes: int) -> str:
+        """Return a note on slots that the line never uses, or an empty string.
+
+        :param processes: how many processes replay, 1 or more.
+        """
+        threads = self.worker_threads * processes
+        if threads >= self.max_concurrent:
+            return ""
+        who = "1 process that replays" if processes == 1 else f"{processes} processes that replay"
+        return (
+            f"[admission] worker_threads = {self.worker_threads}: replays take at most {threads} of the "
+            f"{self.max_concurrent} slots ({self.worker_threads} threads in each of {who}). "
+            f"Set worker_threads = {math.ceil(self.max_concurrent / processes)} to use all."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -141,6 +141,7 @@ class HostSlots(Slots):
         self._file = open_ledger(path)
 
     def _ledger(self) -> Ledger:
-        if self._file.pid != os.getpid():
+        # Cheaper than asking for the pid; after a fork that Python was not told of the middleware makes new slots.
+        if self._file.inherited:
             self._file = open_ledger(self._path)
         return self._file

@@ -102,10 +102,9 @@ class Resolver:
 
     def _identity(self, tier: str, account: str, environ: dict[str, Any]) -> Identity:
         if account:
-            client = owner = "user:" + _storable(account)
-        else:
-            client, owner = self._network_address(environ), ""
-        return Identity(tier, self._ranks[tier], client, owner)
+            owner = "user:" + _storable(account)
+            return Identity(tier, self._ranks[tier], owner, owner)
+        return _stranger(tier, self._ranks[tier], self._network_address(environ))
 
     def _read_answer(self, answer: object) -> tuple[str, str]:
         """Return the tier and the account id that the resolver gave; empty strings for what it did not."""
@@ -132,8 +131,8 @@ class Resolver:
         """Return the client's address, as it came here or as trusted proxies tell it."""
         peer: str = environ.get("REMOTE_ADDR") or ""
         if self._proxies and "HTTP_X_FORWARDED_FOR" in environ and self._trusts(_parse(peer)):
-            return _client(self._forwarded(peer, environ["HTTP_X_FORWARDED_FOR"]))
-        return _client(peer)
+            return self._forwarded(peer, environ["HTTP_X_FORWARDED_FOR"])
+        return peer
 
     def _forwarded(self, peer: str, chain: str) -> str:
         """Return the last address that no trusted proxy has, or the first if all are trusted.
@@ -172,6 +171,10 @@ def _storable(account: str) -> str:
 
 
 @functools.lru_cache(maxsize=1024)
+def _stranger(tier: str, rank: int, address: str) -> Identity:
+    return Identity(tier, rank, _client(address), "")
+
+
 def _client(text: str) -> str:
     """Return the client of a network address.
 

@@ -26,6 +26,7 @@ from typing import Any
 from wsgi_admission.config import Config, load_config
 from wsgi_admission.errors import ConfigError, StoreError
 from wsgi_admission.integrations.leaving import WATCH_INTERVAL, Leaving
+from wsgi_admission.integrations.trying import permanent_fault
 from wsgi_admission.middleware import AdmissionMiddleware
 
 log = logging.getLogger("wsgi_admission.gunicorn")
@@ -95,12 +96,14 @@ class _Installation:
         self._generation = 0
 
     def on_starting(self, server: Any) -> None:
-        """Refuse to start with a configuration that cannot work."""
+        """Refuse to start with a configuration, or a store, that cannot work."""
         try:
             config = _load(self._path, server)
         except ConfigError as error:
             # gunicorn turns this into "Error: ..." and exit status 1.
             raise RuntimeError(str(error)) from error
+        if fault := permanent_fault(config, lambda: _become_worker(server.cfg)):
+            raise RuntimeError(fault)
         self._config = _last_good[self._path] = config
         self._make_room(server)
 
@@ -179,12 +182,14 @@ class _Installation:
             leaving.finish()
 
     def _make_room(self, server: Any) -> None:
-        """Add the workers that are set aside for replaying to those that answer."""
+        """Add the workers that are set aside for replaying to those that answer; say if that leaves slots idle."""
         config, web = self._config, server.cfg.workers
         self._set_aside = config.admission.replay_processes if config is not None and web > 1 else 0
         if self._set_aside:
             server.cfg.set("workers", web + self._set_aside)
             server.num_workers = web + self._set_aside
+        if config is not None and (idle := config.admission.idle_slots(self._set_aside or web)):
+            server.log.warning("%s %s", self._path, idle)
 
 
 #: The last configuration that worked, by path; outlives the reloads of the gunicorn configuration.
@@ -204,6 +209,13 @@ def _load(path: str, server: Any) -> Config:
         reason = f"is one process's own, and gunicorn has {server.cfg.workers} workers: take a file, or one worker"
         raise ConfigError(f"{path} {config.store.problem('url', reason)}")
     return config
+
+
+def _become_worker(settings: Any) -> None:
+    """Take the user and the group of a worker."""
+    from gunicorn.util import set_owner_process  # noqa: PLC0415 - a gunicorn is there when this is called, not before
+
+    set_owner_process(settings.uid, settings.gid, initgroups=settings.initgroups)
 
 
 def _make_haste(worker: Any) -> None:

@@ -49,24 +49,25 @@ class Watch(forks.Forkable):
     def token(self) -> int:
         """Return a number that is another one after every commit of anybody."""
         try:
+            if self._is_sure():
+                return self._version
             with self._lock:
                 return self._token()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise unavailable(self._path, error) from error
 
     def cached(self, key: str, load: Callable[[sqlite3.Connection], T], of: Hashable = None) -> T:
         """Return what ``load`` reads; from memory if nobody has committed since and ``of`` is the same."""
         try:
-            with self._lock:
-                token = (self._token(), of)
-                known = self._cache.get(key)
-                if known is None or known[0] != token:
-                    connection = self._open()
-                    known = self._cache[key] = (token, patiently(lambda: load(connection), self._patience))
-                value: T = known[1]
-                return value
-        except sqlite3.Error as error:
+            # Nearly every request: neither the lock nor SQLite is needed for what was read a moment ago.
+            known = self._cache.get(key) if self._is_sure() else None
+            if known is None or known[0] != (self._version, of):
+                with self._lock:
+                    known = self._look_up(key, load, of)
+        except (sqlite3.Error, OSError) as error:
             raise unavailable(self._path, error) from error
+        value: T = known[1]
+        return value
 
     def close(self) -> None:
         """Close the connection."""
@@ -85,10 +86,21 @@ class Watch(forks.Forkable):
         self._lock.release()
         return True
 
+    def _is_sure(self) -> bool:
+        """Whether the version is still the right one, as far as that can be told without SQLite."""
+        return self._mark.read() == self._seen and time.monotonic() < self._sure_until
+
+    def _look_up(self, key: str, load: Callable[[sqlite3.Connection], T], of: Hashable) -> tuple[Hashable, T]:
+        token = (self._token(), of)
+        known = self._cache.get(key)
+        if known is None or known[0] != token:
+            connection = self._open()
+            known = self._cache[key] = (token, patiently(lambda: load(connection), self._patience))
+        return known
+
     def _token(self) -> int:
         if self._closed:
             raise StoreError(f"The store {self._path} was closed.")
-        self.refuse_inherited()
         # Read before SQLite is asked: a commit in between is then noticed next time.
         mark = self._mark.read()
         if mark == self._seen and time.monotonic() < self._sure_until:
@@ -96,11 +108,13 @@ class Watch(forks.Forkable):
         connection = self._open()
         version: int = patiently(lambda: connection.execute("PRAGMA data_version").fetchone(), self._patience)[0]
         # The version counts from the opening; the number of the opening keeps it from coming round again.
+        # It is set before what makes it sure: other threads look at them without the lock.
         self._version = self._openings << 32 | version
         self._seen, self._sure_until = mark, time.monotonic() + SURE
         return self._version
 
     def _open(self) -> sqlite3.Connection:
+        self.refuse_inherited()
         if self._connection is None:
             self._connection = connect(self._path, patience=self._patience)
             self._openings += 1

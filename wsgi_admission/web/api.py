@@ -65,8 +65,20 @@ class Api:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request whose PATH_INFO lies below the prefix."""
+        return self._answer(self._route, environ, start_response)
+
+    def admitted(self, ticket: Ticket, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer a request that is in the line as ``ticket``: with its place, or with its result if that is there.
+
+        It is there when the request was sent before, under the same Idempotency-Key.
+        """
+        return self._answer(lambda environ: self._admitted(environ, ticket), environ, start_response)
+
+    def _answer(
+        self, call: Callable[[Environ], Answer | Recording], environ: Environ, start_response: StartResponse
+    ) -> Iterable[bytes]:
         try:
-            answer = self._route(environ)
+            answer = call(environ)
         except UnknownTicket:
             answer = _UNKNOWN
         except GoneTicket as gone:
@@ -80,8 +92,9 @@ class Api:
             return answer.send(environ, start_response)
         return serve(answer, environ, start_response)
 
-    def accepted(self, environ: Environ, ticket: Ticket) -> Answer:
-        """Return the answer to a request that was queued as ``ticket``."""
+    def _admitted(self, environ: Environ, ticket: Ticket) -> Answer | Recording:
+        if ticket.state.final:
+            return self._result(environ, ticket)
         data, headers = self._views.accepted(environ, ticket)
         return json_answer(202, data, *headers)
 

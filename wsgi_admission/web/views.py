@@ -45,11 +45,12 @@ class Views:
         try:
             outlook = self._forecast.outlook(ticket, now=now)
             pending = self._pending(ticket, outlook)
+            load = self._load().value
         except AdmissionError:
             # It is in the line all the same, and whoever is told of an error sends it again.
-            outlook = Outlook(None, None)
+            outlook, load = Outlook(None, None), 1.0
             pending = [("Retry-After", "1"), ("Admission-Status", ticket.state.value)]
-        urls, load = self._urls(environ, ticket), self._load().value
+        urls = self._urls(environ, ticket)
         data = {
             "queued": True,
             "request_id": ticket.id,
