@@ -20,7 +20,7 @@ import pytest
 
 from tests.redis_servers import RedisServer, program, started
 from tests.store_model import ROUTES, read, recording, ticket
-from tests.support import until
+from tests.support import free_port, until
 from wsgi_admission.errors import ConfigError, StoreError, StoreMismatch, StoreUnavailable
 from wsgi_admission.stores import check_url, fitness, open_store
 from wsgi_admission.stores import redis as module
@@ -345,6 +345,35 @@ def test_everything_of_a_line_is_in_one_slot_of_a_cluster(folder: Path, kind: st
             assert len(slots) == 1
     finally:
         server.stop()
+
+
+def test_a_line_is_found_on_the_node_of_a_cluster_that_has_it(folder: Path, kind: str) -> None:
+    """Catches: a cluster that must be asked at the right node, or whose node is asked twice for each step."""
+    nodes, ports = [], []
+    try:
+        for number in range(2):
+            port, bus = free_port(), free_port()
+            listens = ("--port", str(port), "--cluster-port", str(bus), "--bind", "127.0.0.1")
+            file = str(folder / f"nodes{number}")
+            nodes.append(
+                started(folder / f"{number}", kind, *listens, "--cluster-enabled", "yes", "--cluster-config-file", file)
+            )
+            ports.append((str(port), str(bus)))
+            half = (("0", "8191"), ("8192", "16383"))[number]
+            assert nodes[number].ask("CLUSTER", "ADDSLOTSRANGE", *half) == b"+OK\r\n"
+        nodes[0].ask("CLUSTER", "MEET", "127.0.0.1", *ports[1])
+        for node in nodes:
+            until(lambda: b"cluster_state:ok" in node.ask("CLUSTER", "INFO"))  # noqa: B023 - called at once
+            until(lambda: node.ask("CLUSTER", "NODES").count(b"connected") == 2)  # noqa: B023 - called at once
+        for name in "abcdefgh":
+            with closing(RedisStore(f"redis://127.0.0.1:{ports[0][0]}", name=name)) as store:
+                new = put(store)
+                assert claim(store) == (new, 1)
+                assert store.counts()["donor", "image"].processing == 1
+        assert all(b"{wa:" in node.ask("KEYS", "*") for node in nodes), "some are on each"
+    finally:
+        for node in nodes:
+            node.stop()
 
 
 def test_the_scripts_are_sent_again_to_a_server_that_forgot_them(server: RedisServer, store: RedisStore) -> None:

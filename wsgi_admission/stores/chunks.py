@@ -6,10 +6,13 @@ lets them stay.
 
 from __future__ import annotations
 
+import math
 import struct
+import time
 import uuid
 from io import BytesIO
 
+from wsgi_admission.errors import StoreUnavailable
 from wsgi_admission.replay import Recording
 from wsgi_admission.stores.records import INLINE_BODY
 from wsgi_admission.stores.scripts import key
@@ -18,6 +21,9 @@ from wsgi_admission.stores.wire import decode, encode
 
 #: Bytes of a large body that are sent at once.
 CHUNK = 128 * 1024
+#: Seconds that sending a request may take, and the bytes for each of which it may take one more: it is waited for.
+PATIENCE = 0.8
+RATE = 8 << 20
 #: Seconds after which a large body goes that no ticket has come to name.
 ORPHANED = 3600
 
@@ -36,8 +42,13 @@ class Chunks:
         """Return the key of a large body."""
         return key(self._line, f"body:{name}")
 
-    def send(self, recording: Recording) -> tuple[bytes, str]:
-        """Return a recording as it is kept and the name of its body, which is sent if it is large; else no name."""
+    def send(self, recording: Recording, *, patience: float = math.inf) -> tuple[bytes, str]:
+        """Return a recording as it is kept and the name of its body, which is sent if it is large; else no name.
+
+        :param patience: seconds, and one more for each `RATE` bytes.
+        :raises StoreUnavailable: when it is not sent in that time.
+        """
+        begin = time.monotonic()
         start = recording.body.read(INLINE_BODY + 1)
         head = encode(recording.head)
         if len(start) <= INLINE_BODY:
@@ -48,6 +59,8 @@ class Chunks:
             if not length:
                 self._servers.call(b"EXPIRE", self.key(name), ORPHANED)
             length += len(chunk)
+            if time.monotonic() - begin > patience + length / RATE:
+                raise StoreUnavailable(f"{self._servers.shown} takes bodies too slowly.")
         return _LENGTHS.pack(length, len(head)) + head, name
 
     def recording(self, stored: bytes, name: str) -> Recording | None:

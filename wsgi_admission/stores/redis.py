@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import math
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -26,12 +27,13 @@ from wsgi_admission.errors import (
 )
 from wsgi_admission.replay import Recording
 from wsgi_admission.stores import Store, moves
-from wsgi_admission.stores.chunks import Chunks
+from wsgi_admission.stores.chunks import PATIENCE, Chunks
 from wsgi_admission.stores.doubts import Doubts
 from wsgi_admission.stores.fitness import information, refuse_unfit
 from wsgi_admission.stores.news import News
 from wsgi_admission.stores.records import (
     MINUTES_KEPT,
+    PRUNED_AT_ONCE,
     RATE_MINUTES,
     REMEMBER_GONE,
     RUN_TIMES,
@@ -79,7 +81,7 @@ class RedisStore(Store):
 
     def put(self, ticket: Ticket, request: Recording, *, now: float, key: str = "", digest: str = "") -> Ticket:
         """Send a large body first, then rank the ticket and add it, unless its key is known."""
-        stored, body = self._chunks.send(request)
+        stored, body = self._chunks.send(request, patience=PATIENCE)
         with self._doubts.about(ticket.id):
             answer = self._step("put", now, stored, body, kept(ticket, key=key, digest=digest), body=body)
         if body and answer[0] != b"ok":
@@ -254,7 +256,7 @@ class RedisStore(Store):
 
     def prune(self, *, before: float, now: float) -> int:
         """Remove in batches, each a step of its own, so that nobody has to wait long."""
-        removed = self._batches("prune", before, now)
+        removed = self._batches("prune", before, now, at_most=PRUNED_AT_ONCE)
         rest = (now - REMEMBER_GONE, int(now // 60) - MINUTES_KEPT, now - WORKER_ALIVE, BATCH)
         while self._run("prune_rest", *rest):
             pass
@@ -310,14 +312,15 @@ class RedisStore(Store):
             if len(found) < BATCH:
                 return
 
-    def _batches(self, name: str, *arguments: Argument) -> int:
-        """Run a script until it does less than it may at once; return how much it did."""
+    def _batches(self, name: str, *arguments: Argument, at_most: float = math.inf) -> int:
+        """Run a script until it does less than it may at once, or enough; return how much it did."""
         done = 0
-        while True:
+        while done < at_most:
             batch: int = self._step(name, *arguments, BATCH)
             done += batch
             if batch < BATCH:
-                return done
+                break
+        return done
 
     def _run(self, name: str, *arguments: Argument, body: str = "") -> Any:
         keys = [*self._keys, self._chunks.key(body)] if body else self._keys

@@ -62,6 +62,7 @@ class Servers:
             "protocol": 2,
             "driver_info": None,
         }
+        self._elsewhere: dict[str, Any] = {}
         self._own = _Own(self._pause)
         self._inherited: list[_Own] = []
 
@@ -87,7 +88,7 @@ class Servers:
 
     def connect(self) -> Wire:
         """Return a new connection that the caller closes.  Raises as redis-py does."""
-        connection = self._make(**self._options)
+        connection = self._make(**{**self._options, **self._elsewhere})
         connection.connect()
         return connection
 
@@ -118,6 +119,7 @@ class Servers:
             raise StoreUnavailable(f"{self.shown} refuses the user or the password: {error}.") from error
         except (Unconnected, TimedOut, OSError) as error:
             own.drop()
+            self._elsewhere = {}  # that node may be gone for good
             raise StoreUnavailable(f"{self.shown} does not answer: {error}.") from error
         except RedisError as error:
             if str(error).startswith(_PASSING) or type(error) is not ResponseError:
@@ -129,7 +131,9 @@ class Servers:
             return self._once(own, ask)
         except MovedError as moved:
             # This is a node of a cluster, and all keys of a line are on one other node.
-            self._options.update(host=moved.host, port=moved.port)
+            if "path" in self._options:
+                raise
+            self._elsewhere = {"host": moved.host or self._options.get("host"), "port": moved.port}
             own.drop()
             return self._once(own, ask)
 
