@@ -192,6 +192,14 @@ def test_a_claim_without_an_answer_is_given_back(server: RedisServer, store: Red
     assert store.counts()["donor", "image"].processing == 2
 
 
+def test_a_connection_that_the_server_closed_meanwhile_is_not_used(server: RedisServer, store: RedisStore) -> None:
+    """Catches: a failure for each connection that was idle for too long, or was open before a restart."""
+    mine = put(store)
+    for _ in range(3):
+        server.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        assert store.get(mine).id == mine
+
+
 # Servers that are unfit
 
 
@@ -405,7 +413,7 @@ def test_what_another_process_did_is_noticed_without_asking(server: RedisServer,
         store.counts()
         for number in range(1, 5):
             put(other, f"client {number}")
-            until(lambda: queued(store) == number, patience=0.5)  # noqa: B023 - called at once
+            until(lambda: queued(store) == number, patience=0.3)  # noqa: B023 - called at once
         token, counts = store.changed(), store.counts()
         calls = commands(server)
         assert all(store.counts() is counts and store.changed() == token for _ in range(1000))
@@ -417,10 +425,13 @@ def test_counts_are_true_while_nobody_tells_of_changes(server: RedisServer, stor
     with closing(RedisStore(server.url)) as other:
         store.counts()
         until(lambda: store._news._listener.hears)
-        for number in range(1, 20):
+        for number in range(1, 4):
+            until(lambda: store._news._listener.hears)
             server.ask("CLIENT", "KILL", "TYPE", "pubsub")
+            until(lambda: not store._news._listener.hears)
+            assert queued(store) == number - 1
             put(other, f"client {number}")
-            until(lambda: queued(store) == number, patience=1.0)  # noqa: B023 - called at once
+            until(lambda: queued(store) == number, patience=0.3)  # noqa: B023 - called at once
 
 
 def queued(store: RedisStore) -> int:

@@ -112,8 +112,8 @@ def _hear(listener: _Listener, connection: Wire, channel: bytes) -> None:
         while not listener.closed.is_set():
             if not connection.can_read(timeout=LOOK_INTERVAL):
                 connection.send_packed_command([pack((b"PING",))], check_health=False)
-            connection.read_response(timeout=REPLY_TIMEOUT)
-            listener.turn = object()
+            if connection.read_response(timeout=REPLY_TIMEOUT)[0] == b"message":
+                listener.turn = object()
     finally:
         listener.hears = False
         listener.turn = object()
