@@ -78,8 +78,7 @@ def tallies_of(answer: bytes) -> tuple[bool, Counts]:
     """Return what ``counts`` answered: whether the line is paused, and the tallies."""
     (paused, *found), tallies = parsed(answer), {}
     for tier, route, sums in zip(found[::3], found[1::3], found[2::3], strict=True):
-        pairs = (pair.split("=") for pair in sums.split())
-        tallies[tier, route] = Tally(**{name: _TALLY[name](number) for name, number in pairs})
+        tallies[tier, route] = Tally(**{name: _TALLY[name](number) for name, number in json.loads(sums).items()})
     return paused == "1", MappingProxyType(tallies)
 
 
@@ -88,7 +87,7 @@ def facts_of(answer: bytes) -> tuple[Statistics, list[tuple[Worker, float]]]:
     running, run_times, reports, completions = parsed(answer)
     started = sorted((float(start), int(number), route) for route, start, number in running)
     lines = zip(run_times[::2], run_times[1::2], strict=True) if run_times else ()
-    times = {route: tuple(map(float, line.split())) for route, line in lines}
+    times = {route: tuple(map(float, json.loads(line))) for route, line in lines}
     workers = []
     for report in sorted(map(json.loads, reports), key=lambda each: str(each["id"])):
         seen = report.pop("seen")

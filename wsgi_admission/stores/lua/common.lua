@@ -75,20 +75,14 @@ local function watch()
     end
 end
 
--- The tallies: name=number between spaces, for each tier and route.
+-- The tallies: a JSON object of texts for each tier and route.
 local function count(tier, route, change)
-    local field, sums = text(tier) .. text(route), {}
-    for name, sum in string.gmatch(redis.call('HGET', K.tallies, field) or '', '([%w_]+)=(%S+)') do
-        sums[name] = sum
-    end
+    local field = text(tier) .. text(route)
+    local sums = cjson.decode(redis.call('HGET', K.tallies, field) or '{}')
     for name, number in pairs(change) do
         sums[name] = exact((sums[name] or 0) + number)
     end
-    local words = {}
-    for name, sum in pairs(sums) do
-        words[#words + 1] = name .. '=' .. sum
-    end
-    redis.call('HSET', K.tallies, field, table.concat(words, ' '))
+    redis.call('HSET', K.tallies, field, cjson.encode(sums))
 end
 
 -- The tier and the route in a field of the tallies.
@@ -105,14 +99,12 @@ local function count_minute(t, now, name)
     end
 end
 
--- The last run times of a route, between spaces, oldest first.
+-- The last run times of a route: a JSON list of texts, oldest first.
 local function add_run_times(route, seconds, kept)
-    local times = {}
-    for time in string.gmatch(redis.call('HGET', K.run_times, route) or '', '%S+') do
-        times[#times + 1] = time
-    end
+    local times = cjson.decode(redis.call('HGET', K.run_times, route) or '[]')
     for _, time in ipairs(seconds) do
         times[#times + 1] = time
     end
-    redis.call('HSET', K.run_times, route, table.concat(times, ' ', math.max(1, #times - kept + 1)))
+    local first = math.max(1, #times - kept + 1)
+    redis.call('HSET', K.run_times, route, cjson.encode({unpack(times, first)}))
 end

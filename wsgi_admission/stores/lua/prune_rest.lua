@@ -28,10 +28,9 @@ end
 local busy = {}
 local tallies = redis.call('HGETALL', K.tallies)
 for field = 1, #tallies, 2 do
-    for name, sum in string.gmatch(tallies[field + 1], '(%a+)=(%S+)') do
-        if (name == 'queued' or name == 'processing') and tonumber(sum) > 0 then
-            busy[tier_and_route(tallies[field])] = true
-        end
+    local sums = cjson.decode(tallies[field + 1])
+    if tonumber(sums.queued or 0) + tonumber(sums.processing or 0) > 0 then
+        busy[tier_and_route(tallies[field])] = true
     end
 end
 local virtual_times = redis.call('HGETALL', K.virtual_times)
