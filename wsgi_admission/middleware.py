@@ -179,7 +179,7 @@ class AdmissionMiddleware:
             if known is not None:
                 close(body)
                 return process.api.admitted(known, environ, start_response)
-        if _verdict(self._mode, process, who) is _RUN:
+        if _verdict(self._mode, process, who, route) is _RUN:
             slot = _take(process.slots, route)
             if slot is not None:
                 passed = process.passing.begin(who.tier, route.name, shadowed=False)
@@ -193,7 +193,7 @@ class AdmissionMiddleware:
         if process is None:
             return self.app(environ, start_response)
         who = self._identify(environ)
-        verdict = _verdict(self._mode, process, who)
+        verdict = _verdict(self._mode, process, who, route)
         slot = _take(process.slots, route)
         passed = process.passing.begin(who.tier, route.name, shadowed=verdict is _QUEUE or slot is None)
         return run(self.app, environ, start_response, slot, passed)
@@ -277,9 +277,9 @@ class AdmissionMiddleware:
         return run(self.app, environ, start_response, slot, lambda: close(body))
 
 
-def _verdict(mode: Mode, process: Process, who: Identity) -> Verdict:
+def _verdict(mode: Mode, process: Process, who: Identity, route: Route) -> Verdict:
     try:
-        return decide(mode, process.load(), process.line(who.rank)).verdict
+        return decide(mode, process.load(), process.line(who.rank, route.name)).verdict
     except StoreError:
         return _RUN  # whether anybody waits cannot be known
 

@@ -23,6 +23,7 @@ from wsgi_admission.load import Load, LoadMeter
 from wsgi_admission.locks import make_private
 from wsgi_admission.options.texts import store_url
 from wsgi_admission.policy.decision import Line
+from wsgi_admission.receiving import give_up_slow
 from wsgi_admission.running import App
 from wsgi_admission.slots import HostSlots, LocalSlots, Slots
 from wsgi_admission.stores import Store, open_store
@@ -92,7 +93,7 @@ class Process:
     api: Api
     pool: Pool
     passing: Passing
-    line: Callable[[int], Line]
+    line: Callable[[int, str], Line]
     load: Callable[[], Load]
     alone: bool = False
     housekeeper: Housekeeper = field(init=False)
@@ -184,14 +185,14 @@ class Passing:
             raise
 
 
-def line_reader(store: Store, slots: Slots, ranks: Mapping[str, int]) -> Callable[[int], Line]:
-    """Return a function from a newcomer's rank to what it must not overtake.
+def line_reader(store: Store, slots: Slots, ranks: Mapping[str, int]) -> Callable[[int, str], Line]:
+    """Return a function from a newcomer's rank and route to what it must not overtake.
 
     The tallies are looked through once for each change of the line, not for each request.
     """
     seen: tuple[Counts, list[tuple[int, str, int]]] = ({}, [])
 
-    def line(rank: int) -> Line:
+    def line(rank: int, route: str) -> Line:
         nonlocal seen
         counts = store.counts()
         if counts is not seen[0]:
@@ -203,7 +204,9 @@ def line_reader(store: Store, slots: Slots, ranks: Mapping[str, int]) -> Callabl
         queued = seen[1]
         if not queued:
             return _EMPTY
-        return Line(sum(count for other, route, count in queued if other <= rank and not slots.full(route)))
+        # What waits for a full route could not use a slot now, except for those of that route itself: the slot of the
+        # route may be given back in the next moment, and is not the newcomer's then.
+        return Line(sum(n for other, name, n in queued if other <= rank and (name == route or not slots.full(name))))
 
     return line
 
@@ -280,6 +283,7 @@ def _chores(process: Process, meter: LoadMeter, admission: Admission) -> list[Ch
     return [
         Chore(SAMPLE_INTERVAL, lambda: meter.sample(time.monotonic())),
         Chore(REPORT_INTERVAL, process.report),
+        Chore(TIDY_INTERVAL, lambda: give_up_slow(now=time.monotonic())),
         Chore(TIDY_INTERVAL, process.leases),
         Chore(TIDY_INTERVAL, process.bury),
         Chore(TIDY_INTERVAL, lambda: process.passing.flush(store)),

@@ -13,10 +13,11 @@ import logging
 import random
 import re
 import time
+import uuid
 from collections.abc import Callable, Iterable
 
 from wsgi_admission.config import Config
-from wsgi_admission.errors import FinalTicket, GoneTicket, StoreError, UnknownTicket
+from wsgi_admission.errors import FinalTicket, GoneTicket, NotRetryable, StoreError, UnknownTicket
 from wsgi_admission.load import Load
 from wsgi_admission.replay import Recording, serve
 from wsgi_admission.stores import Store
@@ -83,6 +84,8 @@ class Api:
             answer = _UNKNOWN
         except GoneTicket as gone:
             answer = self._gone(environ, gone)
+        except NotRetryable:
+            answer = problem(409, "The request of this ticket is not kept: it cannot be run again from here.")
         except FinalTicket as final:
             answer = problem(409, f"The ticket is {final.state} already.")
         except StoreError:
@@ -104,7 +107,8 @@ class Api:
         calls = self._calls(path)
         if not calls:
             return problem(404, "The queue API has no such address.")
-        calls["HEAD"] = calls["GET"]
+        if "GET" in calls:
+            calls["HEAD"] = calls["GET"]
         if method in calls:
             return calls[method](environ)
         allow = ("Allow", ", ".join([*calls, "OPTIONS"]))
@@ -122,6 +126,9 @@ class Api:
         if found is None:
             return {}
         ticket_id = found[2]
+        if found[1] == "status" and ticket_id.endswith("/retry"):
+            ticket_id = ticket_id.removesuffix("/retry")
+            return {"POST": lambda environ: self._retry(environ, self._ticket(environ, ticket_id))}
         if found[1] == "result":
             return {"GET": lambda environ: self._result(environ, self._ticket(environ, ticket_id))}
         if found[1] == "events":
@@ -168,6 +175,23 @@ class Api:
         ticket = self._store.cancel(ticket.id, now=self._clock())
         data, headers = self._views.status(environ, ticket)
         return json_answer(200, data, *headers)
+
+    def _retry(self, environ: Environ, ticket: Ticket) -> Answer:
+        """Run a failed request again, as a new ticket at the end of its client's."""
+        now = self._clock()
+        again = Ticket(
+            id=str(uuid.uuid4()),
+            route=ticket.route,
+            tier=ticket.tier,
+            tier_rank=ticket.tier_rank,
+            client=ticket.client,
+            owner=ticket.owner,
+            cost=self.forecast.expected(ticket.route, now=now),
+            crash_retries=ticket.crash_retries,
+            created_at=now,
+        )
+        data, headers = self._views.accepted(environ, self._store.retry(ticket.id, again, now=now))
+        return json_answer(202, data, *headers)
 
     def _events(self, environ: Environ, ticket: Ticket) -> Answer:
         """Send one event and close: an EventSource comes back by itself, after the advised time."""
