@@ -77,7 +77,7 @@ def health(store: Store, config: Config, load: Load, slots_in_use: int, *, now: 
     status = "healthy"
     if load.value > DEGRADED[0] or queued > DEGRADED[1] or failing:
         status = "degraded"
-    elif load.value > WARNING[0] or queued > WARNING[1]:
+    elif load.value > WARNING[0] or queued > WARNING[1] or "damaged" in checks["store"]:
         status = "warning"
     data = {
         "status": status,
