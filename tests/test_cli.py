@@ -129,6 +129,9 @@ base_url =                               ; default
 admin_token = ********
 metrics = public                         ; default
 
+[log]
+format = text                            ; default
+
 [route:x]
 path = /x
     /y

@@ -30,7 +30,7 @@ from wsgi_admission.options import Kind, options_of
 from wsgi_admission.ticket import LEGAL_MOVES
 
 README, HTTP, CONFIGURATION = ROOT / "README.rst", ROOT / "docs" / "http.rst", ROOT / "docs" / "configuration.rst"
-HOW = ROOT / "docs" / "how-it-works.rst"
+HOW, OPERATING = ROOT / "docs" / "how-it-works.rst", ROOT / "docs" / "operating.rst"
 SOURCE = "\n".join(
     file.read_text("utf-8") for kind in ("*.py", "*.ini") for file in sorted((ROOT / "wsgi_admission").rglob(kind))
 )
@@ -395,6 +395,14 @@ def test_every_field_of_the_answers_is_explained() -> None:
     fields = {name for name in shown if name not in {"message"}}
     assert len(fields) > 20
     assert fields - explained == set()
+
+
+def test_every_event_of_the_log_is_explained() -> None:
+    """Catches: an event that is not told of, or one that is no more."""
+    event = r"(?:ticket|leases|worker|process|store)\.[a-z]+"
+    logged = {"ticket.completed", "ticket.failed", "ticket.cancelled"}  # named after the state
+    logged |= set(re.findall(rf'"({event})"', SOURCE))
+    assert {text for text in literals(OPERATING) if re.fullmatch(event, text)} == logged
 
 
 # ---------------------------------------------------------------- drawings and formulas

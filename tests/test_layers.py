@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 # ``__init__`` is the package itself.
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("options.*", "cgroups", "errorlog", "host", "locks", "receiving"),
+    ("options.*", "cgroups", "errorlog", "host", "locks", "logs", "receiving"),
     ("recording",),
     ("ticket", "routes", "tiers", "load", "slots", "replay", "policy.*"),
     ("sections",),

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable
 
 from wsgi_admission.config import Config, Route, load_config
 from wsgi_admission.errors import RequestRefused, StoreError, StoreUnavailable, UntellableLength
+from wsgi_admission.logs import event
 from wsgi_admission.policy.decision import Decision, Mode, Verdict, decide
 from wsgi_admission.process import Process, route_limits, start_process
 from wsgi_admission.receiving import Body, receive
@@ -118,11 +119,13 @@ class AdmissionMiddleware:
         self._inherited = self._process
         try:
             process = start_process(self.app, self.config, self._identify, replays=self.replays)
-        except StoreError:
+        except StoreError as error:
             if self._failed_at < 0:  # once until it works
-                log.exception("the store cannot be opened; requests run without a line while slots are free")
+                event(log, "store.failing", level=logging.ERROR, step="open", error=error)
             self._failed_at = time.monotonic()
             raise
+        if self._failed_at >= 0:
+            event(log, "store.back", step="open")
         self._failed_at = -REOPEN_INTERVAL
         atexit.register(self.close)
         return process
@@ -160,8 +163,8 @@ class AdmissionMiddleware:
             pass  # as long as nothing has to wait, the app may read what we cannot
         except RequestRefused as refused:
             return problem(int(refused.status[:3]), str(refused)).send(environ, start_response)
-        except StoreError:
-            log.exception("a request body could not be kept")
+        except StoreError as error:
+            event(log, "store.failing", level=logging.ERROR, step="body", route=route.name, error=error)
             return retry_later("The server cannot keep the request just now.", 1.0).send(environ, start_response)
         if process is None:
             return self._run_or_refuse(self._spare_slots, route, body, environ, start_response)
@@ -211,8 +214,8 @@ class AdmissionMiddleware:
                 created_at=now,
             )
             ticket = process.store.put(ticket, request, now=now)
-        except StoreError:
-            log.exception("a request could not be queued; it runs at once if a slot is free")
+        except StoreError as error:
+            event(log, "store.failing", level=logging.ERROR, step="put", route=route.name, error=error)
             request.body.seek(0)
             return self._run_or_refuse(process.slots, route, body, environ, start_response)
         except BaseException:
@@ -220,7 +223,7 @@ class AdmissionMiddleware:
             raise
         request.body.close()
         process.pool.wake()
-        log.info("ticket %s: %s queued for %s", ticket.id[:8], ticket.route, ticket.tier)
+        event(log, "ticket.queued", ticket=ticket.id, route=ticket.route, tier=ticket.tier)
         return process.api.accepted(environ, ticket).send(environ, start_response)
 
     def _api_without_store(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:

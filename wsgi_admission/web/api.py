@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from wsgi_admission.config import Config
 from wsgi_admission.errors import FinalTicket, GoneTicket, StoreError, UnknownTicket
 from wsgi_admission.load import Load
+from wsgi_admission.logs import event
 from wsgi_admission.replay import Recording, serve
 from wsgi_admission.stores import Store
 from wsgi_admission.ticket import State, Ticket
@@ -73,8 +74,8 @@ class Api:
             answer = self._gone(environ, gone)
         except FinalTicket as final:
             answer = problem(409, f"The ticket is {final.state} already.")
-        except StoreError:
-            log.exception("the queue API got no answer from the store")
+        except StoreError as error:
+            event(log, "store.failing", level=logging.ERROR, step="api", error=error)
             answer = retry_later("The queue cannot be read just now.", self._load().value)
         if isinstance(answer, Answer):
             return answer.send(environ, start_response)
@@ -153,6 +154,8 @@ class Api:
 
     def _cancel(self, environ: Environ, ticket: Ticket) -> Answer:
         ticket = self._store.cancel(ticket.id, now=self._clock())
+        name = "ticket.cancelled" if ticket.state.final else "ticket.cancelling"
+        event(log, name, ticket=ticket.id, route=ticket.route)
         data, headers = self._views.status(environ, ticket)
         return json_answer(200, data, *headers)
 

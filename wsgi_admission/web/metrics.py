@@ -8,6 +8,7 @@ from typing import Any
 from wsgi_admission.config import Config
 from wsgi_admission.errors import StoreError
 from wsgi_admission.load import Load
+from wsgi_admission.logs import event
 from wsgi_admission.stores import Store
 from wsgi_admission.stores.records import RATE_MINUTES, Statistics
 from wsgi_admission.web.answers import iso
@@ -71,7 +72,7 @@ def health(store: Store, config: Config, load: Load, slots_in_use: int, *, now: 
         checks["store"] = {"status": "ok", **{name: fact for name, fact in store.health().items() if name != "path"}}
         checks["workers"] = _workers(store.statistics(now=now))
     except StoreError as error:
-        log.warning("health: the store does not answer: %s", error)
+        event(log, "store.failing", level=logging.WARNING, step="health", error=error)
         checks["store"] = {"status": "failing"}
     failing = checks["store"]["status"] != "ok"
     status = "healthy"
