@@ -385,8 +385,22 @@ STATEMENTS = (
 @pytest.mark.parametrize("statement", STATEMENTS)
 def test_no_statement_reads_the_whole_line(store: SQLiteStore, statement: str) -> None:
     """Catches: an index that does not fit, so that a step takes longer the more tickets wait."""
-    names = ("line", "tier", "client", "routes", "id", "total", "clock", "boot", "before", "batch", "route", "key")
-    names += ("state", "limit")
+    names = [
+        "line",
+        "tier",
+        "client",
+        "routes",
+        "id",
+        "total",
+        "clock",
+        "boot",
+        "before",
+        "batch",
+        "route",
+        "key",
+        "state",
+        "limit",
+    ]
     plan = store._connections.query(f"EXPLAIN QUERY PLAN {SQL[statement]}", dict.fromkeys(names, "[]"))
     about_tickets = [row[-1] for row in plan if "tickets" in row[-1] or "head" in row[-1]]
     assert about_tickets
