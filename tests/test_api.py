@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.wsgi import Result, call
+from tests.wsgi import Result, call, environ
 from wsgi_admission.config import Admission, Config, Route, Tier, Tiers
 from wsgi_admission.config import Api as ApiOptions
 from wsgi_admission.errors import StoreUnavailable
@@ -337,6 +337,27 @@ def test_health_by_load_and_length(value: float, queued: int, status: str) -> No
     assert result.status == "200 OK"
     assert result.json()["status"] == status
     assert result.json()["checks"]["load"]["failed"] == {"memory": "failing"}
+
+
+def test_a_pause_is_seen_by_the_owner_of_a_ticket_and_in_the_health() -> None:
+    """Catches: an estimate while nothing moves; a client that asks every second; a pause that nobody notices."""
+    desk = Desk()
+    desk.load = Load(value=0.1, above="", readings={}, failed={}, memory_above=False)
+    ticket = desk.put()
+    assert call(desk.api, "/api/queue/health").json()["checks"]["paused"] == {"status": "ok"}
+    desk.store.pause(paused=True)
+    status = desk.ask("status", ticket)
+    data = status.json()
+    assert data["message"].startswith("⏸️ You're #1 in queue.")
+    assert data["position_in_queue"] == 1
+    for name in ("estimated_wait_time", "estimated_wait_human", "estimated_wait_p90"):
+        assert data[name] is None
+    assert 13 <= int(status.header("Retry-After") or 0) <= 17
+    accepted = json.loads(desk.api.accepted(environ("/"), ticket).body)
+    assert accepted["message"] == data["message"]
+    assert accepted["retry_suggestion"]["message"].startswith("The queue is paused just now.")
+    health = call(desk.api, "/api/queue/health").json()
+    assert (health["status"], health["checks"]["paused"]) == ("warning", {"status": "paused"})
 
 
 def test_a_dead_store_is_503_only_when_nothing_can_run_either(monkeypatch: pytest.MonkeyPatch) -> None:

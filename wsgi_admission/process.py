@@ -40,7 +40,7 @@ TIDY_INTERVAL = 1.0
 #: Direct runs remembered between two of those; what exceeds it is not counted.
 PASSED_KEPT = 100_000
 
-_EMPTY = Line(0)
+_EMPTY, _PAUSED = Line(0), Line(0, paused=True)
 
 
 def route_limits(config: Config) -> dict[str, int]:
@@ -176,6 +176,8 @@ def line_reader(store: Store, slots: Slots, ranks: Mapping[str, int]) -> Callabl
 
     def line(rank: int) -> Line:
         nonlocal seen
+        if store.paused():
+            return _PAUSED
         counts = store.counts()
         if counts is not seen[0]:
             seen = (
@@ -221,7 +223,7 @@ def start_process(app: App, config: Config, identify: Resolver, *, replays: bool
 
     def may_start() -> bool:
         # Memory above its threshold holds replays back, but the line moves: one still runs.
-        return not load().memory_above or slots.in_use() == 0
+        return not store.paused() and (not load().memory_above or slots.in_use() == 0)
 
     pid = os.getpid()
     worker = Worker(
