@@ -223,7 +223,7 @@ def start_process(app: App, config: Config, identify: Resolver, *, replays: bool
 
     def may_start() -> bool:
         # Memory above its threshold holds replays back, but the line moves: one still runs.
-        return not store.paused() and (not load().memory_above or slots.in_use() == 0)
+        return not load().memory_above or slots.in_use() == 0
 
     pid = os.getpid()
     worker = Worker(
