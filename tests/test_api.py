@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.wsgi import Result, call, environ
+from tests.wsgi import Result, call
 from wsgi_admission.config import Admission, Config, Route, Tier, Tiers
 from wsgi_admission.config import Api as ApiOptions
 from wsgi_admission.errors import StoreUnavailable
@@ -83,7 +83,7 @@ def test_a_queued_request_is_answered_as_the_contract_says() -> None:
     ticket = desk.put()
 
     def app(environ: dict[str, Any], start_response: Any) -> Any:
-        return desk.api.accepted(environ, ticket).send(environ, start_response)
+        return desk.api.admitted(ticket, environ, start_response)
 
     result = call(app, "/image", "POST")
     base = "/api/queue"
@@ -266,6 +266,64 @@ def test_a_failure_without_an_answer_is_told_without_the_reason_of_the_app() -> 
     assert (result.status, result.json()["detail"]) == ("500 Internal Server Error", "It broke.")
 
 
+def crashed(desk: Desk, owner: str = "") -> Ticket:
+    """Return a ticket whose worker died once too often."""
+    ticket = desk.put(owner)
+    for _ in range(2):
+        desk.claim()
+        desk.now += 31
+        desk.store.requeue_expired(now=desk.now)
+    return ticket
+
+
+def test_what_failed_by_crashes_can_be_run_again_with_one_call() -> None:
+    """Catches: an upload that has to be sent again although it is still here; an answer that is no new 202."""
+    desk = Desk()
+    ticket = crashed(desk)
+    status = desk.ask("status", ticket).json()
+    assert status["status"] == "failed"
+    assert "kept here" in status["retry_suggestion"]["message"]
+    assert status["retry_url"] == f"/api/queue/status/{ticket.id}/retry"
+    again = call(desk.api, status["retry_url"], "POST")
+    assert again.status == "202 Accepted"
+    assert again.header("Location") == again.json()["result_url"]
+    new = desk.store.get(again.json()["request_id"])
+    assert new.id != ticket.id
+    assert (new.state, new.tier, new.client, new.created_at) == (State.QUEUED, ticket.tier, ticket.client, desk.now)
+    assert desk.claim().id == new.id
+
+
+def test_a_second_retry_is_refused() -> None:
+    """Catches: a double click that runs it twice."""
+    desk = Desk()
+    ticket = crashed(desk)
+    assert desk.ask("status", f"{ticket.id}/retry", "POST").status == "202 Accepted"
+    assert desk.ask("status", f"{ticket.id}/retry", "POST").status == "409 Conflict"
+    assert "retry_url" not in desk.ask("status", ticket).json()
+
+
+def test_only_its_owner_has_a_ticket_run_again() -> None:
+    """Catches: somebody else's slot taken, and his place seen, by knowing an id."""
+    desk = Desk()
+    ticket = crashed(desk, "user:ann")
+    stranger = desk.ask("status", f"{ticket.id}/retry", "POST", REMOTE_USER="bob")
+    unknown = desk.ask("status", f"{uuid.uuid4()}/retry", "POST", REMOTE_USER="bob")
+    assert (stranger.status, stranger.headers, stranger.body) == (unknown.status, unknown.headers, unknown.body)
+    assert stranger.status == "404 Not Found"
+    assert desk.ask("status", f"{ticket.id}/retry", "POST", REMOTE_USER="ann").status == "202 Accepted"
+
+
+def test_what_waits_or_was_answered_is_not_run_again() -> None:
+    """Catches: a run that nobody asked to repeat."""
+    desk = Desk()
+    waiting = desk.put()
+    assert desk.ask("status", f"{waiting.id}/retry", "POST").status == "409 Conflict"
+    desk.answer(desk.claim(), "503 Busy")
+    assert desk.ask("status", f"{waiting.id}/retry", "POST").status == "409 Conflict"
+    get = desk.ask("status", f"{waiting.id}/retry")
+    assert (get.status, get.header("Allow")) == ("405 Method Not Allowed", "POST, OPTIONS")
+
+
 def test_one_event_is_sent_and_after_the_final_one_no_more() -> None:
     """Catches: an EventSource that comes back for ever."""
     desk = Desk()
@@ -353,7 +411,7 @@ def test_a_pause_is_seen_by_the_owner_of_a_ticket_and_in_the_health() -> None:
     for name in ("estimated_wait_time", "estimated_wait_human", "estimated_wait_p90"):
         assert data[name] is None
     assert 13 <= int(status.header("Retry-After") or 0) <= 17
-    accepted = json.loads(desk.api.accepted(environ("/"), ticket).body)
+    accepted = call(lambda *told: desk.api.admitted(ticket, *told), "/image", "POST").json()
     assert accepted["message"] == data["message"]
     assert accepted["retry_suggestion"]["message"].startswith("The queue is paused just now.")
     health = call(desk.api, "/api/queue/health").json()

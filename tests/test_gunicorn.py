@@ -281,9 +281,8 @@ def test_the_store_is_tried_with_the_rights_of_a_worker_and_not_in_the_master(tm
     (tmp_path / "admission.db").unlink()
     (tmp_path / "admission.db").mkdir()
     assert "is not a plain file" in permanent_fault(config, lambda: None)
-    rights.unlink()
     gone = replace(config, store=replace(config.store, url="sqlite:////dev/null/admission.db"))
-    assert permanent_fault(gone, become_worker) == ""
+    assert "cannot be made or opened" in permanent_fault(gone, lambda: None)
 
 
 def test_the_asgi_worker_is_refused(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("sections",),
     ("config", "stores.*"),
     ("workers", "burying", "chores", "web.*", "running"),
-    ("process",),
+    ("process", "arrivals"),
     ("middleware",),
     ("__init__", "integrations.*", "client", "cli", "commands", "operators", "overview", "top", "__main__", "demo.*"),
 )

@@ -205,6 +205,31 @@ def test_who_waits_for_a_full_route_is_not_overtaken_by_leaving_slots_idle(made:
     image.close()
 
 
+def test_a_slot_of_a_route_that_comes_free_is_for_those_who_wait_for_it(
+    made: list[Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: a newcomer that passes the whole line of its route, because the slot came free while it looked."""
+    site = Site()
+    made.append(site)
+    config = Config(
+        admission=Admission(max_concurrent=10),
+        store=StoreOptions(url="memory://"),
+        routes=(Route(name="video", path=("/video",), max_concurrent=1),),
+    )
+    site.middleware = AdmissionMiddleware(site.app, config, replays=False)
+    _, video = site.open("/video")
+    assert site.open("/video")[0] == "202 Accepted"
+    slots = site.middleware.process().slots
+    take = slots.take
+
+    def late(route: str | None) -> Any:
+        video.close()  # in the moment between the decision and the slot
+        return take(route)
+
+    monkeypatch.setattr(slots, "take", late)
+    assert site.open("/video")[0] == "202 Accepted"
+
+
 def test_every_mode_does_what_it_says(made: list[Site]) -> None:
     """Catches: a mode that is parsed and ignored; a shadow that queues or does not count."""
     for mode, expected in ((Mode.QUEUE_ALL, "202 Accepted"), (Mode.PASS_THROUGH, "200 OK"), (Mode.SHADOW, "200 OK")):
@@ -364,7 +389,7 @@ def test_a_body_that_cannot_be_kept_means_503(made: list[Site], monkeypatch: pyt
     def full(*_args: Any, **_keys: Any) -> Any:
         raise StoreUnavailable("A request body cannot be kept: No space left on device.")
 
-    monkeypatch.setattr("wsgi_admission.middleware.receive", full)
+    monkeypatch.setattr("wsgi_admission.arrivals.receive", full)
     refused = site.call(body=b"kept")
     assert refused.status == "503 Service Unavailable"
     assert refused.header("Retry-After")
@@ -554,7 +579,7 @@ def test_the_tickets_of_a_tier_that_is_configured_no_more_are_not_overtaken(made
     made.append(site)
     site.call()
     process = site.middleware.process()
-    assert line_reader(process.store, process.slots, {"gold": 0, "silver": 1})(0).waiting == 1
+    assert line_reader(process.store, process.slots, {"gold": 0, "silver": 1})(0, "image").waiting == 1
 
 
 def test_memory_shared_by_several_processes_is_warned_of_once(

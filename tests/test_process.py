@@ -371,7 +371,7 @@ def test_a_put_that_is_interrupted_leaves_no_file_open(
     sites.append(site)
     bodies: list[BinaryIO] = []
 
-    def put(_ticket: Ticket, request: Recording, *, now: float) -> Ticket:
+    def put(_ticket: Ticket, request: Recording, *, now: float, **_of: str) -> Ticket:
         bodies.append(request.body)
         raise error(now)
 
@@ -382,7 +382,7 @@ def test_a_put_that_is_interrupted_leaves_no_file_open(
     assert site.middleware.process().slots.in_use() == 0
 
 
-def refuse_put(ticket: Ticket, request: Recording, *, now: float) -> Ticket:
+def refuse_put(ticket: Ticket, request: Recording, *, now: float, **_of: str) -> Ticket:
     """Fail in the middle, as a disk that becomes full does."""
     request.body.read(10)
     raise StoreUnavailable("The disk is full.")

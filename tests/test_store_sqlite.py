@@ -240,18 +240,25 @@ def test_a_corrupt_file_is_an_error_of_the_store(path: Path) -> None:
         SQLiteStore(path)
 
 
+@pytest.mark.parametrize(("code", "later"), [(errno.EROFS, False), (errno.EACCES, False), (errno.ENOSPC, True)])
 @pytest.mark.parametrize(("owner", "call"), [(os, "mknod"), (Path, "mkdir")])
-def test_a_place_that_cannot_be_written_is_unavailable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: object, call: str
+def test_a_place_that_cannot_be_written_is_told(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: object,
+    call: str,
+    code: int,
+    later: bool,  # noqa: FBT001 - a parameter
 ) -> None:
-    """Catches: a bare OSError from a read-only file system."""
+    """Catches: a bare OSError; a full disk that is taken for a lack of rights, or the other way round."""
 
     def refuse(*_: object, **__: object) -> None:
-        raise OSError(errno.EROFS, "Read-only file system")
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(owner, call, refuse)
-    with pytest.raises(StoreUnavailable, match=r"line\.db.*Read-only file system") as failed:
+    with pytest.raises(StoreError, match=rf"line\.db.*{os.strerror(code)}") as failed:
         SQLiteStore(tmp_path / "new" / "line.db")
+    assert isinstance(failed.value, StoreUnavailable) is later
     assert isinstance(failed.value.__cause__, OSError)
 
 
@@ -385,23 +392,9 @@ STATEMENTS = (
 @pytest.mark.parametrize("statement", STATEMENTS)
 def test_no_statement_reads_the_whole_line(store: SQLiteStore, statement: str) -> None:
     """Catches: an index that does not fit, so that a step takes longer the more tickets wait."""
-    names = [
-        "line",
-        "tier",
-        "client",
-        "routes",
-        "id",
-        "total",
-        "clock",
-        "boot",
-        "before",
-        "batch",
-        "route",
-        "key",
-        "state",
-        "limit",
-    ]
-    plan = store._connections.query(f"EXPLAIN QUERY PLAN {SQL[statement]}", dict.fromkeys(names, "[]"))
+    names = ("line", "tier", "client", "routes", "id", "total", "clock", "boot", "before", "batch")
+    values = dict.fromkeys((*names, "route", "key", "state", "limit"), "[]")
+    plan = store._connections.query(f"EXPLAIN QUERY PLAN {SQL[statement]}", values)
     about_tickets = [row[-1] for row in plan if "tickets" in row[-1] or "head" in row[-1]]
     assert about_tickets
     assert all(step.startswith("SEARCH") for step in about_tickets), about_tickets

@@ -82,18 +82,7 @@ def requeue(store: Store, ticket_id: str, *, now: float) -> Ticket:
         store.release(ticket.id, ticket.attempt, now=now)
         return store.get(ticket.id)
     if ticket.state is State.FAILED:
-        again = Ticket(
-            id=str(uuid.uuid4()),
-            route=ticket.route,
-            tier=ticket.tier,
-            tier_rank=ticket.tier_rank,
-            client=ticket.client,
-            owner=ticket.owner,
-            cost=ticket.cost,
-            crash_retries=ticket.crash_retries,
-            created_at=now,
-        )
-        return store.retry(ticket.id, again, now=now)
+        return store.retry(ticket.id, ticket.again(cost=ticket.cost, now=now), now=now)
     if ticket.state.final:
         raise FinalTicket(ticket.id, ticket.state.value)
     return ticket

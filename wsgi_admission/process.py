@@ -71,7 +71,7 @@ class Process:
     api: Api
     pool: Pool
     passing: Passing
-    line: Callable[[int], Line]
+    line: Callable[[int, str], Line]
     load: Callable[[], Load]
     alone: bool = False
     housekeeper: Housekeeper = field(init=False)
@@ -167,14 +167,14 @@ class Passing:
             raise
 
 
-def line_reader(store: Store, slots: Slots, ranks: Mapping[str, int]) -> Callable[[int], Line]:
-    """Return a function from a newcomer's rank to what it must not overtake.
+def line_reader(store: Store, slots: Slots, ranks: Mapping[str, int]) -> Callable[[int, str], Line]:
+    """Return a function from a newcomer's rank and route to what it must not overtake.
 
     The tallies are looked through once for each change of the line, not for each request.
     """
     seen: tuple[Counts, list[tuple[int, str, int]]] = ({}, [])
 
-    def line(rank: int) -> Line:
+    def line(rank: int, route: str) -> Line:
         nonlocal seen
         if store.paused():
             return _PAUSED
@@ -188,7 +188,9 @@ def line_reader(store: Store, slots: Slots, ranks: Mapping[str, int]) -> Callabl
         queued = seen[1]
         if not queued:
             return _EMPTY
-        return Line(sum(count for other, route, count in queued if other <= rank and not slots.full(route)))
+        # What waits for a full route could not use a slot now, except for those of that route itself: the slot of the
+        # route may be given back in the next moment, and is not the newcomer's then.
+        return Line(sum(n for other, name, n in queued if other <= rank and (name == route or not slots.full(name))))
 
     return line
 

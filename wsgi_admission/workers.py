@@ -16,6 +16,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 
 from wsgi_admission.errors import LeaseLost, StoreError, StoreUnavailable, UnknownTicket
 from wsgi_admission.logs import event
@@ -66,7 +67,6 @@ class Pool:
         self._may_start = may_start
         self._clock = clock
         self._changed = threading.Condition()
-        self._turn = threading.Lock()
         self._news = 0
         self._stopping = threading.Event()
         self._running: dict[str, Ticket] = {}
@@ -200,8 +200,7 @@ class Pool:
                 return None
             self._claiming += 1
         try:
-            # Two threads that claim at once could both find room on a limited route for the last time.
-            with self._turn:
+            with self._slots.turn() if self._slots.limited(waiting) else nullcontext():
                 ticket = self._claim_first(slot, waiting)
             if ticket is not None:
                 with self._changed:
@@ -221,7 +220,7 @@ class Pool:
             return None
         allowed = False
         try:
-            # Another process may have been quicker to fill the route.
+            # A newcomer of a better tier may have filled the route meanwhile.
             allowed = not self._stopping.is_set() and self._slots.allow(slot, ticket.route)
         finally:
             if not allowed:

@@ -58,6 +58,12 @@ def retry(delay: float, load: float, *, paused: bool = False) -> str:
     return f"{why} To try again instead of waiting, wait {human(delay)} first."
 
 
+def retry_kept(delay: float, load: float) -> str:
+    """Return the advice on when to have a failed request run again that is still here; parameters as for `retry`."""
+    busy = "; the server is very busy" if load >= VERY_BUSY else ""
+    return f"It is kept here: you can have it run again in {human(delay)}, without sending it again{busy}."
+
+
 def retry_failed(delay: float, load: float) -> str:
     """Return the advice on when to send a failed request again.  ``delay`` is in seconds, ``load`` is 0 to 1."""
     busy = "; the server is very busy" if load >= VERY_BUSY else ""

@@ -91,8 +91,11 @@ class Views:
         }
         if ticket.state is State.FAILED:
             data["error_message"] = ticket.error
+            if ticket.retryable:
+                data["retry_url"] = f"{data['status_url']}/retry"
             retry = min(ticket.crashes, 8)
-            data["retry_suggestion"] = self._suggestion(messages.retry_failed, retry, self._load().value, now)
+            advice = messages.retry_kept if ticket.retryable else messages.retry_failed
+            data["retry_suggestion"] = self._suggestion(advice, retry, self._load().value, now)
         return data, [] if ticket.state.final else self._pending(ticket, outlook)
 
     def _place(self, outlook: Outlook) -> dict[str, Any]:
