@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import uuid
 from typing import Any
 
@@ -300,6 +301,24 @@ def test_a_second_retry_is_refused() -> None:
     assert desk.ask("status", f"{ticket.id}/retry", "POST").status == "202 Accepted"
     assert desk.ask("status", f"{ticket.id}/retry", "POST").status == "409 Conflict"
     assert "retry_url" not in desk.ask("status", ticket).json()
+
+
+def test_what_is_done_through_the_api_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Catches: a ticket that ends, or begins anew, and of which the log knows nothing."""
+    caplog.set_level(logging.INFO)
+    desk = Desk()
+    failed = crashed(desk)
+    again = desk.ask("status", f"{failed.id}/retry", "POST").json()["request_id"]
+    waiting = desk.put()
+    running = desk.claim()
+    for ticket_id in (waiting.id, running.id):
+        desk.ask("status", ticket_id, "DELETE")
+    assert running.id == again
+    assert caplog.messages == [
+        f"ticket.queued ticket={again[:8]} route=image tier=registered retry_of={failed.id[:8]}",
+        f"ticket.cancelled ticket={waiting.id[:8]} route=image",
+        f"ticket.cancelling ticket={again[:8]} route=image",
+    ]
 
 
 def test_only_its_owner_has_a_ticket_run_again() -> None:
