@@ -10,7 +10,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -341,3 +341,26 @@ def test_clients_that_send_slowly_keep_no_slot(tmp_path: Path) -> None:
             until(lambda: site.ask("/echo", "POST", b"quick").status == 203, "a slot")
         slow.sendall(b"lf")
         assert slow.makefile("rb").readline() == b"HTTP/1.1 203 Quite All Right\r\n"
+
+
+@pytest.mark.parametrize("length", ["Content-Length: 100", "Transfer-Encoding: chunked"])
+def test_a_client_that_trickles_is_given_up(tmp_path: Path, length: str) -> None:
+    """Catches: a thread of the server held for as long as somebody likes, a byte at a time."""
+    hasty = "import wsgi_admission.receiving as r\nr.SILENCE, r.READ = 0.2, 200"
+    with gunicorn(tmp_path, ini(tmp_path, QUEUE_ALL), settings=hasty) as site, socket.socket() as slow:
+        host, port = site.url.removeprefix("http://").split(":")
+        slow.connect((host, int(port)))
+        slow.sendall(f"POST /gated HTTP/1.1\r\nHost: x\r\n{length}\r\n\r\n".encode())
+        slow.settimeout(0.05)
+        answer = b""
+
+        def answered() -> bytes:
+            nonlocal answer
+            with suppress(TimeoutError, BrokenPipeError, ConnectionResetError):
+                slow.sendall(b"1\r\nx\r\n" if "chunked" in length else b"x")
+            with suppress(TimeoutError):
+                answer = slow.recv(100)
+            return answer
+
+        until(answered, "an answer")
+        assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n")

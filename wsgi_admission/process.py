@@ -20,6 +20,7 @@ from wsgi_admission.errors import StoreError
 from wsgi_admission.load import Load, LoadMeter
 from wsgi_admission.logs import event
 from wsgi_admission.policy.decision import Line
+from wsgi_admission.receiving import give_up_slow
 from wsgi_admission.running import App
 from wsgi_admission.slots import HostSlots, LocalSlots, Slots
 from wsgi_admission.stores import Store, open_store
@@ -268,6 +269,7 @@ def _chores(process: Process, meter: LoadMeter, admission: Admission) -> list[Ch
     return [
         Chore(SAMPLE_INTERVAL, lambda: meter.sample(time.monotonic())),
         Chore(REPORT_INTERVAL, process.report),
+        Chore(TIDY_INTERVAL, lambda: give_up_slow(now=time.monotonic())),
         Chore(TIDY_INTERVAL, process.leases),
         Chore(TIDY_INTERVAL, process.bury),
         Chore(TIDY_INTERVAL, lambda: process.passing.flush(store)),

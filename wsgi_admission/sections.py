@@ -41,7 +41,7 @@ class Admission(Section):
     name: str = option(
         "main",
         "the line's name; apps that share a store and must not share a line take different ones",
-        matching(r"[0-9A-Za-z._-]{1,64}", "1 to 64 letters, digits, '.', '_' and '-'", "may hold only these"),
+        matching(r"[0-9A-Za-z._-]{1,64}", "1 to 64 letters, digits, '.', '_' and '-'", "has other characters"),
     )
     mode: Mode = option(  # noqa: RUF009 - it returns a field
         Mode.AUTO,
