@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 # ``__init__`` is the package itself.
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("options.*", "cgroups", "errorlog", "host", "locks", "receiving"),
+    ("options.*", "cgroups", "errorlog", "host", "locks", "logs", "receiving"),
     ("recording",),
     ("ticket", "routes", "tiers", "load", "slots", "replay", "policy.*"),
     ("sections",),
@@ -21,7 +21,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("workers", "burying", "chores", "web.*", "running"),
     ("process", "arrivals"),
     ("middleware",),
-    ("__init__", "integrations.*", "client", "cli", "__main__", "demo.*"),
+    ("__init__", "integrations.*", "client", "cli", "commands", "operators", "overview", "top", "__main__", "demo.*"),
 )
 LAST_ROW = len(ROWS) - 1
 # Packages whose modules may import each other.

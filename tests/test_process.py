@@ -81,6 +81,36 @@ def sqlite_config(path: Path, **options: Any) -> Config:
 # What is held back, and what is told
 
 
+def test_while_the_line_is_paused_nothing_starts_and_newcomers_wait(
+    monkeypatch: pytest.MonkeyPatch, sites: list[Site]
+) -> None:
+    """Catches: a newcomer that runs at once on an idle server, or a replay thread that goes on."""
+    monkeypatch.setattr("wsgi_admission.process.LoadMeter.sample", lambda _self, _now: None)
+    site = Site(replays=True)
+    sites.append(site)
+    process = site.middleware.process()
+    looks: list[bool] = []
+    paused = process.store.paused
+
+    def look() -> bool:
+        looks.append(True)
+        return paused()
+
+    process.store.pause(paused=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(process.store, "paused", look)
+        patch.setattr(process.store, "claim", lambda *_args, **_keys: pytest.fail("claimed"))
+        accepted = [site.call() for _ in range(2)]
+        enough = len(looks) + 3
+        until(lambda: len(looks) >= enough, "looks of the replay thread")
+    assert [one.status for one in accepted] == ["202 Accepted"] * 2
+    assert accepted[0].json()["queue_info"]["estimated_wait_time"] is None
+    assert site.environs == []
+    process.store.pause(paused=False)
+    until(lambda: len(site.environs) == 2, "both runs")
+    until(lambda: site.call().status == "200 OK", "a run at once")
+
+
 def test_memory_above_its_threshold_lets_one_replay_run_and_no_second(memory: Memory, sites: list[Site]) -> None:
     """Catches: replays that fill a full memory; a line that stands still for as long as others fill it."""
     site = Site(mode=Mode.QUEUE_ALL, slots=5)

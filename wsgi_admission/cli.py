@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from wsgi_admission import __version__
+from wsgi_admission.commands import COMMANDS
 from wsgi_admission.config import SECTIONS, load_with_origins
 from wsgi_admission.errors import ConfigError
 from wsgi_admission.options import Section, options_of
@@ -102,6 +103,11 @@ def options() -> None:
         seen.add(type(section))
 
 
+for command in COMMANDS:
+    main.add_command(command)
+main.add_command(
+    LazyCommand("top", target="wsgi_admission.top:top", extra="top", short_help="Show the line as it moves.")
+)
 main.add_command(
     LazyCommand("demo", target="wsgi_admission.demo.command:demo", extra="demo", short_help="Start the example site.")
 )

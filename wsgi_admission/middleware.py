@@ -31,6 +31,7 @@ from wsgi_admission.errors import (
     StoreError,
     StoreUnavailable,
 )
+from wsgi_admission.logs import event
 from wsgi_admission.policy.decision import Mode, Verdict, decide
 from wsgi_admission.process import Process, route_limits, start_process
 from wsgi_admission.receiving import Body
@@ -126,11 +127,13 @@ class AdmissionMiddleware:
         self._inherited = self._process
         try:
             process = start_process(self.app, self.config, self._identify, replays=self.replays)
-        except StoreError:
+        except StoreError as error:
             if self._failed_at < 0:  # once until it works
-                log.exception("the store cannot be opened; requests run without a line while slots are free")
+                event(log, "store.failing", level=logging.ERROR, step="open", error=error)
             self._failed_at = time.monotonic()
             raise
+        if self._failed_at >= 0:
+            event(log, "store.back", step="open")
         self._failed_at = -REOPEN_INTERVAL
         atexit.register(self.close)
         return process
@@ -219,7 +222,7 @@ class AdmissionMiddleware:
             close(body)
             return refusal(error).send(environ, start_response)
         except StoreError as error:
-            log.exception("a request could not be queued; it runs at once if a slot is free")
+            event(log, "store.failing", level=logging.ERROR, step="put", route=route.name, error=error)
             if key != NO_KEY:
                 # Nobody knows whether it is there already, and a key promises that it runs once.
                 close(body)
@@ -250,7 +253,7 @@ class AdmissionMiddleware:
         ticket = process.store.put(new, request, now=now, key=key.value, digest=key.digest)
         if ticket.id == new.id:
             process.pool.wake()
-            log.info("ticket %s: %s queued for %s", ticket.id[:8], ticket.route, ticket.tier)
+            event(log, "ticket.queued", ticket=ticket.id, route=ticket.route, tier=ticket.tier)
         return ticket
 
     def _api_without_store(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:

@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from wsgi_admission import host
+from wsgi_admission import host, logs
 from wsgi_admission.burying import bury_dead
 from wsgi_admission.chores import AGAIN, Chore, Housekeeper
 from wsgi_admission.config import Admission, Config
 from wsgi_admission.errors import StoreError
 from wsgi_admission.load import Load, LoadMeter
+from wsgi_admission.logs import event
 from wsgi_admission.policy.decision import Line
 from wsgi_admission.receiving import give_up_slow
 from wsgi_admission.running import App
@@ -40,7 +41,7 @@ TIDY_INTERVAL = 1.0
 #: Direct runs remembered between two of those; what exceeds it is not counted.
 PASSED_KEPT = 100_000
 
-_EMPTY = Line(0)
+_EMPTY, _PAUSED = Line(0), Line(0, paused=True)
 
 
 def route_limits(config: Config) -> dict[str, int]:
@@ -96,7 +97,8 @@ class Process:
         In this order: after it was stopped for long, or the store was away, what runs here is not taken for lost.
         """
         self.pool.renew()
-        self.store.requeue_expired(now=time.time())
+        if tickets := self.store.requeue_expired(now=time.time()):
+            event(log, "leases.expired", level=logging.WARNING, tickets=tickets)
 
     def bury(self) -> None:
         """Take back what workers of this host ran that were killed."""
@@ -107,8 +109,9 @@ class Process:
         try:
             self.store.report(self.pool.worker, now=time.time())
         except StoreError as error:
-            log.warning("the store did not answer when this process began to replay: %s", error)
+            event(log, "store.failing", level=logging.WARNING, step="report", error=error)
         self.pool.start()
+        event(log, "process.started", pid=self.pid, threads=self.pool.worker.threads)
 
     def report(self) -> None:
         """Say with how many threads this process replays; while it leaves, those that still run a ticket."""
@@ -120,10 +123,12 @@ class Process:
         """Claim nothing more, and hand back what still runs after ``timeout`` seconds."""
         if self.pool.started:
             self.pool.stop()
+            event(log, "process.draining", pid=self.pid, running=len(self.pool.running()), timeout=timeout)
             try:
                 self.report()
             finally:
-                self.pool.drain(timeout)
+                handed_back = self.pool.drain(timeout)
+            event(log, "process.drained", pid=self.pid, handed_back=handed_back)
             self.left = True
             self.store.report(replace(self.pool.worker, threads=0), now=time.time())
 
@@ -134,7 +139,7 @@ class Process:
             self.drain(0.0)
             self.passing.flush(self.store)
         except StoreError as error:
-            log.warning("the store did not answer while this process ended: %s", error)
+            event(log, "store.failing", level=logging.WARNING, step="close", error=error)
         self.store.close()
 
 
@@ -172,6 +177,8 @@ def line_reader(store: Store, slots: Slots, ranks: Mapping[str, int]) -> Callabl
 
     def line(rank: int, route: str) -> Line:
         nonlocal seen
+        if store.paused():
+            return _PAUSED
         counts = store.counts()
         if counts is not seen[0]:
             seen = (
@@ -195,6 +202,7 @@ def start_process(app: App, config: Config, identify: Resolver, *, replays: bool
     :param replays: whether queued requests run in this process too.
     :raises StoreError: when the store or the slots cannot be opened; nothing stays open then.
     """
+    logs.use(config.log.format)
     store = open_store(config.store.url, name=config.admission.name, durability=config.store.durability)
     try:
         slots = open_slots(config)

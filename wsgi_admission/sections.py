@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from wsgi_admission.logs import FORMATS
 from wsgi_admission.options import NamedSection, Section, option, optional
 from wsgi_admission.options.numbers import duration, fraction, size, whole
 from wsgi_admission.options.texts import (
@@ -213,6 +214,19 @@ class Api(Section):
         """Return the problem of metrics that nobody can read."""
         if self.metrics == "token" and not self.admin_token:
             yield self.problem("metrics", "needs an admin_token")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogOptions(Section):
+    """The log."""
+
+    SECTION: ClassVar[str] = "log"
+
+    format: str = option(
+        "text",
+        "how an event is written: text (its name and key=value fields), or json (one object)",
+        choice({name: name for name in FORMATS}),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

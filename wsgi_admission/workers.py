@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 
 from wsgi_admission.errors import LeaseLost, StoreError, StoreUnavailable, UnknownTicket
+from wsgi_admission.logs import event
 from wsgi_admission.policy.backoff import delay
 from wsgi_admission.replay import MARK, Outcome, run
 from wsgi_admission.slots import Slot, Slots
@@ -103,7 +104,7 @@ class Pool:
         held = self.running()
         lost = set(held) - self._store.renew(held, lease=LEASE) if held else set()
         for ticket_id, attempt in lost & set(self.running()):
-            log.warning("lost the lease of ticket %s in attempt %d; its answer will not count", ticket_id[:8], attempt)
+            event(log, "ticket.lost", level=logging.WARNING, ticket=ticket_id, attempt=attempt)
 
     def stop(self) -> None:
         """Claim nothing more.  What runs goes on."""
@@ -127,8 +128,8 @@ class Pool:
                 self._hand_back(ticket)
             except LeaseLost:
                 pass  # it ended in this very moment
-            except StoreError:
-                log.exception("could not hand ticket %s back; its lease will run out", ticket.id[:8])
+            except StoreError as error:
+                _tell_failing("release", error, ticket)
         # Idle threads end at once, and must not touch the store when it is closed.  One that is in the middle of a
         # run cannot be ended; what it still has to say is refused.
         if not rest:
@@ -140,25 +141,37 @@ class Pool:
         now = self._clock()
         if ticket.crash_retries:
             self._store.release(ticket.id, ticket.attempt, now=now)
+            _tell("ticket.requeued", ticket, reason="leaving")
         else:
             self._store.finish(
                 ticket.id, ticket.attempt, State.FAILED, None, now=now, error=INTERRUPTED, keep_request=True
             )
+            _tell("ticket.failed", ticket, error=INTERRUPTED)
 
     def _work(self) -> None:
         while not self._stopping.is_set():
             seen, worked = self._news, False
             try:
                 worked = self._run_next()
-                self._store_fails = False
+                self._note(None)
             except StoreError as error:
-                if not self._store_fails:  # once until it works again
-                    log.warning("the store does not answer, replays wait: %s", error)
-                self._store_fails = True
+                self._note(error)
             except Exception:
                 log.exception("a replay thread went on after an error of its own")
             if not worked:
                 self._idle(seen)
+
+    def _note(self, error: StoreError | None) -> None:
+        """Tell, once, that the store fails, or that it is back."""
+        fails = error is not None
+        with self._changed:
+            if fails == self._store_fails:
+                return
+            self._store_fails = fails
+        if fails:
+            event(log, "store.failing", level=logging.WARNING, step="claim", error=error)
+        else:
+            event(log, "store.back", step="claim")
 
     def _idle(self, seen: int) -> None:
         with self._changed:
@@ -218,7 +231,7 @@ class Pool:
         return [route for route in routes if not self._slots.full(route)]
 
     def _run(self, ticket: Ticket) -> None:
-        log.info("ticket %s: %s started, attempt %d", ticket.id[:8], ticket.route, ticket.attempt)
+        _tell("ticket.started", ticket)
         try:
             outcome = self._outcome(ticket)
             try:
@@ -228,8 +241,9 @@ class Pool:
                     outcome.response.body.close()
         except StoreUnavailable as error:
             # Only reading the request raises this: the app was not called, and the ticket waits on in its place.
-            log.warning("ticket %s: its request cannot be read just now: %s", ticket.id[:8], error)
+            _tell_failing("request", error, ticket)
             self._store.release(ticket.id, ticket.attempt, now=self._clock())
+            _tell("ticket.requeued", ticket, reason="store")
         finally:
             with self._changed:
                 self._running.pop(ticket.id, None)
@@ -256,12 +270,20 @@ class Pool:
                     ticket.id, ticket.attempt, state, outcome.response, now=self._clock(), error=outcome.error
                 )
             except LeaseLost:
-                log.warning("ticket %s: the answer of attempt %d came too late", ticket.id[:8], ticket.attempt)
+                _tell("ticket.late", ticket, level=logging.WARNING)
             except StoreError as error:
-                log.warning("ticket %s: its answer cannot be kept yet: %s", ticket.id[:8], error)
+                _tell_failing("finish", error, ticket)
                 threading.Event().wait(delay(retry, 0.0, 0.5, base=0.1, cap=LEASE / 6))
                 continue
             else:
-                log.info("ticket %s: %s %s with %d", ticket.id[:8], ticket.route, ended.state.value, outcome.status)
+                _tell(f"ticket.{ended.state.value}", ticket, status=outcome.status or None, error=ended.error or None)
             return
-        log.error("ticket %s: its answer could not be kept; its lease will run out", ticket.id[:8])
+        _tell("ticket.unkept", ticket, level=logging.ERROR)
+
+
+def _tell(name: str, ticket: Ticket, *, level: int = logging.INFO, **more: object) -> None:
+    event(log, name, level=level, ticket=ticket.id, route=ticket.route, attempt=ticket.attempt, **more)
+
+
+def _tell_failing(step: str, error: Exception, ticket: Ticket) -> None:
+    event(log, "store.failing", level=logging.WARNING, step=step, ticket=ticket.id, error=error)
