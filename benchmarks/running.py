@@ -20,7 +20,7 @@ from wsgi_admission.policy.decision import Mode, decide
 from wsgi_admission.replay import queueable
 from wsgi_admission.routes import Table
 from wsgi_admission.running import run as run_app
-from wsgi_admission.stores import Passed
+from wsgi_admission.stores.records import Passed
 from wsgi_admission.tiers import Resolver
 
 QUICK = {"turns": 101}

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from wsgi_admission.errors import FinalTicket, GoneTicket, LeaseLost, UnknownTicket
+from wsgi_admission.errors import FinalTicket, GoneTicket, KeyReused, LeaseLost, UnknownTicket
 from wsgi_admission.replay import Recording
-from wsgi_admission.stores import MINUTES_KEPT, RATE_MINUTES, RUN_TIMES, WORKER_ALIVE, Passed, Store, Tally, Worker
+from wsgi_admission.stores import Store
+from wsgi_admission.stores.records import MINUTES_KEPT, RATE_MINUTES, RUN_TIMES, WORKER_ALIVE, Passed, Tally, Worker
 from wsgi_admission.ticket import State, Ticket
 
 RANKS = {"donor": 0, "registered": 1, "anonymous": 2}
@@ -48,6 +49,20 @@ def read(found: Recording | None) -> tuple[str, bytes, int] | None:
         return found.head, body.read(), found.length
 
 
+class Clock:
+    """The clock by which the leases of a store are measured; only the test moves it."""
+
+    def __init__(self) -> None:
+        self.seconds = 5000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def go_on(self, seconds: float) -> None:
+        """Let so many seconds pass."""
+        self.seconds += seconds
+
+
 @dataclass
 class Kept:
     """A ticket in the model."""
@@ -56,6 +71,9 @@ class Kept:
     request: bytes | None
     response: bytes | None = None
     lease_until: float = 0.0
+    worker: str = ""
+    key: str = ""
+    digest: str = ""
 
 
 @dataclass
@@ -104,7 +122,12 @@ class Model:
         self.add(new, accepted=1)
         self.arrivals.append((int(now // 60), new.tier, new.route))
 
-    def claim(self, routes: Collection[str], now: float, lease: float) -> Ticket | None:
+    def recall(self, route: str, client: str, key: str) -> Kept | None:
+        """Look through all tickets for a key."""
+        wanted = (route, client, key)
+        return next((k for k in self.tickets if key and (k.ticket.route, k.ticket.client, k.key) == wanted), None)
+
+    def claim(self, worker: str, routes: Collection[str], now: float, until: float) -> Ticket | None:
         """Go through the line until a route fits."""
         for kept in self.line():
             if kept.ticket.route in routes:
@@ -113,7 +136,7 @@ class Model:
                 kept.ticket = replace(
                     kept.ticket, state=State.PROCESSING, attempt=kept.ticket.attempt + 1, started_at=now
                 )
-                kept.lease_until = now + lease
+                kept.lease_until, kept.worker = until, worker
                 self.charge(kept.ticket)
                 return kept.ticket
         return None
@@ -197,7 +220,7 @@ class Model:
                 state: states.count(State(state)) + int(sums[f"pruned_{state}"])
                 for state in ("completed", "failed", "cancelled")
             }
-            others = ("accepted", "started", "crashed", "ran", "passed", "shadowed")
+            others = ("accepted", "started", "crashed", "ran", "passed", "shadowed", "late")
             found[key] = Tally(
                 queued=states.count(State.QUEUED),
                 processing=states.count(State.PROCESSING),
@@ -238,15 +261,18 @@ LATE: dict[str, Callable[[Store, Ticket], object]] = {
 class Walk:
     """Random steps, taken by a store and by the model alike."""
 
-    def __init__(self, store: Store, seed: int) -> None:
+    def __init__(self, store: Store, clock: Clock, seed: int) -> None:
+        self.clock = clock
         self.store, self.model, self.chance, self.now = store, Model(), random.Random(seed), 1000.0  # noqa: S311
 
     def run(self, steps: int) -> None:
         """Take so many steps, comparing everything now and then."""
         likely = [self.put] * 6 + [self.claim] * 5 + [self.finish] * 3 + [self.late, self.cancel, self.release] * 2
-        rare = [self.renew, self.progress, self.requeue, self.prune, self.observe, self.report]
+        rare = [self.renew, self.progress, self.requeue, self.bury, self.prune, self.observe, self.report]
         for step in range(steps):
-            self.now += self.chance.choice((0.0, 0.25, 3.0, 20.0))
+            passed = self.chance.choice((0.0, 0.25, 3.0, 20.0))
+            self.now += passed
+            self.clock.go_on(passed)
             self.chance.choice(likely + rare)()
             if step % 10 == 9:
                 self.compare()
@@ -269,15 +295,26 @@ class Walk:
             crash_retries=self.chance.choice((0, 1, 2)),
             created_at=self.now,
         )
-        self.model.put(new, body, self.now)
-        assert self.store.put(new, recording(body), now=self.now) == self.model.find(new.id).ticket
+        key, digest = self.chance.choice(("", "", "k", "l")), self.chance.choice(("d", "d", "e"))
+        known = self.model.recall(new.route, new.client, key)
+        if known is not None and known.digest != digest:
+            with pytest.raises(KeyReused, match="was sent with another request"):
+                self.store.put(new, recording(body), now=self.now, key=key, digest=digest)
+            return
+        if known is None:
+            self.model.put(new, body, self.now)
+            known = self.model.find(new.id)
+            known.key, known.digest = key, digest
+        assert self.store.put(new, recording(body), now=self.now, key=key, digest=digest) == known.ticket
+        assert self.store.recall(new.route, new.client, key, digest) == (known.ticket if key else None)
 
     def claim(self) -> None:
         """Claim for some of the routes."""
         routes = self.chance.sample(ROUTES, self.chance.randint(1, 3))
         lease = self.chance.choice((5.0, 60.0))
-        expected = self.model.claim(routes, self.now, lease)
-        assert self.store.claim("worker", now=self.now, lease=lease, routes=routes) == expected
+        worker = self.chance.choice("xyz")
+        expected = self.model.claim(worker, routes, self.now, self.clock() + lease)
+        assert self.store.claim(worker, now=self.now, lease=lease, routes=routes) == expected
 
     def finish(self) -> None:
         """End a run."""
@@ -298,8 +335,10 @@ class Walk:
             return
         chosen = self.chance.choice(self.model.tickets).ticket
         wrong = chosen.attempt + self.chance.choice((-1, 1)) if chosen.state is State.PROCESSING else chosen.attempt
+        step = self.chance.choice(list(LATE))
         with pytest.raises(LeaseLost):
-            self.chance.choice(list(LATE.values()))(self.store, replace(chosen, attempt=wrong))
+            LATE[step](self.store, replace(chosen, attempt=wrong))
+        self.model.add(chosen, late=step == "finish")
 
     def cancel(self) -> None:
         """Cancel anything."""
@@ -324,9 +363,9 @@ class Walk:
         """Renew what runs, and something that does not."""
         running = self.model.processing()
         claims = {(kept.ticket.id, kept.ticket.attempt) for kept in running}
-        assert self.store.renew([*claims, ("nobody", 1)], now=self.now, lease=30) == claims
+        assert self.store.renew([*claims, ("nobody", 1)], lease=30) == claims
         for kept in running:
-            kept.lease_until = self.now + 30
+            kept.lease_until = self.clock() + 30
 
     def progress(self) -> None:
         """Report progress."""
@@ -338,9 +377,21 @@ class Walk:
 
     def requeue(self) -> None:
         """Take back what ran out."""
-        expired = [kept for kept in self.model.processing() if kept.lease_until <= self.now]
+        expired = [kept for kept in self.model.processing() if kept.lease_until <= self.clock()]
         assert self.store.requeue_expired(now=self.now) == len(expired)
-        for kept in expired:
+        self.crash(expired)
+
+    def bury(self) -> None:
+        """Bury a worker, whether it runs something or not."""
+        worker = self.chance.choice("xyz")
+        its = [kept for kept in self.model.processing() if kept.worker == worker]
+        assert self.store.bury(worker, now=self.now) == len(its)
+        self.model.workers.pop(worker, None)
+        self.crash(its)
+
+    def crash(self, crashed: list[Kept]) -> None:
+        """Let the model know, and take over the store's sentence."""
+        for kept in crashed:
             self.model.crash(kept, self.now, "ignored")
             if kept.ticket.state is State.FAILED:
                 kept.ticket = replace(kept.ticket, error=self.store.get(kept.ticket.id).error)
@@ -367,7 +418,7 @@ class Walk:
 
     def report(self) -> None:
         """Let a worker report or leave."""
-        worker = Worker(self.chance.choice("xyz"), "host", 1, self.chance.choice((0, 1, 2)), 5)
+        worker = Worker(self.chance.choice("xyz"), "host", 1, self.chance.choice((0, 1, 2)), 5, born=0.25)
         self.store.report(worker, now=self.now)
         if worker.threads:
             self.model.workers[worker.id] = (worker, self.now)

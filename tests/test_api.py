@@ -15,7 +15,8 @@ from wsgi_admission.config import Api as ApiOptions
 from wsgi_admission.errors import StoreUnavailable
 from wsgi_admission.load import Load
 from wsgi_admission.replay import Recording
-from wsgi_admission.stores import Store, open_store
+from wsgi_admission.stores import Store
+from wsgi_admission.stores.memory import MemoryStore
 from wsgi_admission.ticket import State, Ticket
 from wsgi_admission.tiers import Resolver
 from wsgi_admission.web.api import Api
@@ -38,8 +39,8 @@ class Desk:
         self.config = Config(
             admission=admission, tiers=TIERS, api=ApiOptions(**api), routes=(Route(name="image", path=("/image",)),)
         )
-        self.store: Store = open_store("memory://")
         self.now = NOW
+        self.store: Store = MemoryStore(clock=lambda: self.now)
         names = [tier.name for tier in TIERS.order]
         self.in_use = 0
         self.load = Load(value=0.85, above="cpu", readings={"cpu": 0.85}, failed={}, memory_above=False)

@@ -13,12 +13,12 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 # ``__init__`` is the package itself.
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("options.*", "cgroups", "errorlog", "locks", "receiving"),
+    ("options.*", "cgroups", "errorlog", "host", "locks", "receiving"),
     ("recording",),
     ("ticket", "routes", "tiers", "load", "slots", "replay", "policy.*"),
     ("sections",),
     ("config", "stores.*"),
-    ("workers", "chores", "web.*", "running"),
+    ("workers", "burying", "chores", "web.*", "running"),
     ("process",),
     ("middleware",),
     ("__init__", "integrations.*", "client", "cli", "__main__", "demo.*"),

@@ -15,7 +15,7 @@ from wsgi_admission.config import Admission, Route, StoreOptions
 from wsgi_admission.integrations import leaving as module
 from wsgi_admission.integrations.leaving import STANDBY_AFTER, Leaving
 from wsgi_admission.policy.decision import Mode
-from wsgi_admission.stores import Worker
+from wsgi_admission.stores.records import Worker
 
 
 def app(_environ: Any, start_response: Any) -> list[bytes]:

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from wsgi_admission.config import Admission, Route, StoreOptions
 from wsgi_admission.policy.decision import Mode
 from wsgi_admission.process import line_reader
 from wsgi_admission.replay import MARK
+from wsgi_admission.stores.memory import MemoryStore
 
 
 class Site:
@@ -554,7 +554,7 @@ def test_memory_shared_by_several_processes_is_warned_of_once(
 
 
 def test_leases_are_renewed_before_lost_ones_are_looked_for(made: list[Site], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches: a process that takes its own running tickets for lost, after a clock that jumped or a store away."""
+    """Catches: a process that takes its own running tickets for lost, after it was stopped or the store was away."""
     running, go = threading.Event(), threading.Event()
 
     def app(_env: Any, start_response: Any) -> list[bytes]:
@@ -570,9 +570,9 @@ def test_leases_are_renewed_before_lost_ones_are_looked_for(made: list[Site], mo
     assert running.wait(30)
     process = site.middleware.process()
     process.housekeeper.stop()
-    now = time.time() + 3600
-    process.pool._clock = lambda: now
-    monkeypatch.setattr("wsgi_admission.process.time", SimpleNamespace(time=lambda: now, monotonic=time.monotonic))
+    assert isinstance(process.store, MemoryStore)
+    now = time.monotonic() + 3600
+    process.store._clock = lambda: now
     process.leases()
     assert process.store.get(accepted["request_id"]).crashes == 0
 

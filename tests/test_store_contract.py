@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.store_model import LATE, ROUTES, Walk, read, recording, ticket
-from wsgi_admission.errors import ConfigError, FinalTicket, GoneTicket, LeaseLost, StoreError, UnknownTicket
-from wsgi_admission.stores import (
+from tests.store_model import LATE, ROUTES, Clock, Walk, read, recording, ticket
+from wsgi_admission.errors import ConfigError, FinalTicket, GoneTicket, KeyReused, LeaseLost, StoreError, UnknownTicket
+from wsgi_admission.stores import Store, open_store
+from wsgi_admission.stores.memory import MemoryStore
+from wsgi_admission.stores.records import (
     INLINE_BODY,
     MINUTES_KEPT,
     RATE_MINUTES,
@@ -22,36 +24,39 @@ from wsgi_admission.stores import (
     WORKER_ALIVE,
     Minute,
     Passed,
-    Store,
     Tally,
     Worker,
-    open_store,
 )
-from wsgi_admission.stores.memory import MemoryStore
 from wsgi_admission.stores.sqlite import SQLiteStore
 from wsgi_admission.ticket import State, Ticket
 
 OpenLine = Callable[[str], Store]
 
 
-def _memory(_directory: Path, _name: str) -> Store:
-    return MemoryStore()
+def _memory(_directory: Path, _name: str, clock: Clock) -> Store:
+    return MemoryStore(clock=clock)
 
 
-def _sqlite(directory: Path, name: str) -> Store:
-    return SQLiteStore(directory / "line.db", name=name, durability="normal")
+def _sqlite(directory: Path, name: str, clock: Clock) -> Store:
+    return SQLiteStore(directory / "line.db", name=name, durability="normal", clock=clock)
 
 
-STORES: dict[str, Callable[[Path, str], Store]] = {"memory": _memory, "sqlite": _sqlite}
+STORES: dict[str, Callable[[Path, str, Clock], Store]] = {"memory": _memory, "sqlite": _sqlite}
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """What the leases of every store of the test are measured by."""
+    return Clock()
 
 
 @pytest.fixture(params=STORES)
-def open_line(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OpenLine]:
+def open_line(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[OpenLine]:
     """Open lines by name, all at one place."""
     opened: list[Store] = []
 
     def open_named(name: str) -> Store:
-        opened.append(STORES[request.param](tmp_path, name))
+        opened.append(STORES[request.param](tmp_path, name, clock))
         return opened[-1]
 
     yield open_named
@@ -89,6 +94,20 @@ def claim_all(store: Store) -> list[str]:
 def finish(store: Store, run: Ticket, *, now: float = 1.0, body: bytes = b"answer") -> Ticket:
     """Complete a run."""
     return store.finish(run.id, run.attempt, State.COMPLETED, recording(body), now=now)
+
+
+def in_parallel(work: Callable[[], None]) -> None:
+    """Do it in four threads that take turns as often as they can."""
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=60)
+    finally:
+        sys.setswitchinterval(interval)
 
 
 # Putting
@@ -131,6 +150,100 @@ def test_a_body_is_read_from_its_position_and_left_open(store: Store) -> None:
     put_ticket = store.put(ticket(), request, now=0)
     assert not request.body.closed
     assert read(store.request(put_ticket.id)) == (request.head, b"kept", 4)
+
+
+# Keys
+
+
+def put_with(store: Store, key: str, digest: str = "d", *, body: bytes = b"body", **of: object) -> Ticket:
+    """Put a new ticket with a key; return what the store returns."""
+    return store.put(ticket(**of), recording(body), now=1, key=key, digest=digest)  # type: ignore[arg-type]  # as above
+
+
+def test_a_key_is_one_ticket(store: Store) -> None:
+    """Catches: a repeated request that is queued twice, counted, charged or numbered; an old copy of the first."""
+    first = put_with(store, "k")
+    run = claim(store)
+    counts, changed = store.counts(), store.changed()
+    assert put_with(store, "k", body=b"x" * (INLINE_BODY + 1)) == run == store.get(first.id)
+    assert (store.counts(), store.changed()) == (counts, changed)
+    assert read(store.request(first.id)) == ('{"method": "POST"}', b"body", 4)
+    ended = finish(store, run)
+    assert put_with(store, "k") == ended
+    assert store.claim("worker", now=1, lease=30, routes=ROUTES) is None
+    assert put(store).number == first.number + 1
+
+
+def test_a_key_with_another_request_is_refused(store: Store) -> None:
+    """Catches: the answer to one request given to another; the id of somebody's ticket in a message."""
+    first = put_with(store, "k", "one")
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: put_with(store, "k", "two"),
+        lambda: store.recall("image", "ann", "k", "two"),
+    )
+    for again in calls:
+        with pytest.raises(KeyReused) as reused:
+            again()
+        assert reused.value.ticket_id == first.id
+        assert first.id not in str(reused.value)
+    assert store.counts()["donor", "image"].accepted == 1
+    assert put_with(store, "k", "one") == first
+
+
+def test_a_key_belongs_to_a_route_and_a_client(store: Store) -> None:
+    """Catches: the ticket of somebody else, or of another endpoint, for a key that two have chosen."""
+    of = [{}, {"route": "video"}, {"client": "bob"}, {"client": "ann\0k"}]
+    keyed = [put_with(store, key, **one) for key in ("k", "K", "k\0") for one in of]  # type: ignore[arg-type]  # as above
+    assert len({one.id for one in keyed}) == 12
+    assert put_with(store, "k", tier="anonymous") == keyed[0]
+
+
+def test_without_a_key_every_request_is_its_own(store: Store) -> None:
+    """Catches: an empty key that is one like any other."""
+    assert put_with(store, "", "").id != put_with(store, "", "").id
+    assert store.recall("image", "ann", "", "") is None
+
+
+def test_a_key_is_recalled_without_putting(store: Store) -> None:
+    """Catches: a look-up that makes a key, or tells an old state."""
+    assert store.recall("image", "ann", "k", "d") is None
+    first = put_with(store, "k")
+    assert store.recall("image", "ann", "k", "d") == first
+    assert store.recall("video", "ann", "k", "d") is store.recall("image", "bob", "k", "d") is None
+    assert claim(store) == store.recall("image", "ann", "k", "d")
+
+
+def test_a_key_lives_as_long_as_its_ticket(store: Store) -> None:
+    """Catches: keys that are forgotten when their ticket is final, or never."""
+    first = put_with(store, "k")
+    store.cancel(first.id, now=5)
+    store.prune(before=5, now=6)
+    assert put_with(store, "k").id == first.id
+    store.prune(before=6, now=7)
+    assert store.recall("image", "ann", "k", "d") is None
+    assert put_with(store, "k", "other").id != first.id
+
+
+def test_an_id_that_is_taken_takes_no_key(store: Store) -> None:
+    """Catches: a put that is refused and leaves its key behind."""
+    taken = put(store)
+    with pytest.raises(StoreError, match=taken.id):
+        store.put(ticket_with_id(taken.id), recording(), now=1, key="k", digest="d")
+    assert store.recall("image", "ann", "k", "d") is None
+
+
+def test_parallel_puts_with_one_key_make_one_ticket(store: Store) -> None:
+    """Catches: a look-up and an insert without a lock between (the switch interval makes them meet)."""
+    keys = [f"key {number}" for number in range(50)]
+    got: list[tuple[str, str]] = []
+
+    def work() -> None:
+        got.extend((key, put_with(store, key).id) for key in keys)
+
+    in_parallel(work)
+    assert len(got) == 200
+    assert len(set(got)) == 50
+    assert store.counts()["donor", "image"].accepted == 50
 
 
 # The order of the line
@@ -237,45 +350,69 @@ def test_an_empty_line_gives_nothing(store: Store) -> None:
     assert store.claim("worker", now=0, lease=30, routes=ROUTES) is None
 
 
-def test_a_lease_that_ran_out_returns_the_ticket_to_its_old_place(store: Store) -> None:
+def test_a_lease_that_ran_out_returns_the_ticket_to_its_old_place(store: Store, clock: Clock) -> None:
     """Catches: a requeue at the end of the line."""
     first, second = put(store, "ann"), put(store, "bob")
     claim(store, now=0, lease=30)
+    clock.go_on(29)
     assert store.requeue_expired(now=29) == 0
+    clock.go_on(1)
     assert store.requeue_expired(now=30) == 1
     again = store.get(first.id)
     assert again == replace(first, attempt=1, crashes=1)
     assert claim_all(store) == [first.id, second.id]
 
 
-def test_a_renewed_lease_does_not_run_out(store: Store) -> None:
+def test_a_renewed_lease_does_not_run_out(store: Store, clock: Clock) -> None:
     """Catches: a renewal that is not kept, or that is counted from the old end."""
     put(store)
     run = claim(store, now=0, lease=30)
-    assert store.renew([(run.id, 1)], now=20, lease=30) == {(run.id, 1)}
+    clock.go_on(20)
+    assert store.renew([(run.id, 1)], lease=30) == {(run.id, 1)}
+    clock.go_on(29)
     assert store.requeue_expired(now=49) == 0
+    clock.go_on(1)
     assert store.requeue_expired(now=50) == 1
 
 
-def test_only_what_is_held_is_renewed(store: Store) -> None:
+@pytest.mark.parametrize("jump", [86400.0, -86400.0])
+def test_setting_the_time_of_day_moves_no_lease(store: Store, clock: Clock, jump: float) -> None:
+    """Catches: leases by the wall clock, which run out when it is put on and last when it is put back."""
+    put(store)
+    run = claim(store, now=100_000, lease=30)
+    clock.go_on(20)
+    assert store.requeue_expired(now=100_000 + jump) == 0
+    assert store.renew([(run.id, 1)], lease=30) == {(run.id, 1)}
+    clock.go_on(29)
+    assert store.requeue_expired(now=100_000 + jump) == 0
+    clock.go_on(1)
+    assert store.requeue_expired(now=100_000 + jump) == 1
+    again = claim(store, now=100_000 + jump, lease=30)
+    clock.go_on(30)
+    assert store.requeue_expired(now=100_000) == 1
+    assert (again.started_at, store.get(run.id).completed_at) == (100_000 + jump, 100_000)
+
+
+def test_only_what_is_held_is_renewed(store: Store, clock: Clock) -> None:
     """Catches: a renewal that does not check the attempt, the state or the id."""
     for client in ("ann", "bob", "cid"):
         put(store, client)
     ended, lost, held = claim(store, lease=99), claim(store, lease=1), claim(store, lease=99)
     finish(store, ended)
+    clock.go_on(1)
     store.requeue_expired(now=1)
     claims = [(run.id, run.attempt) for run in (ended, lost, held)]
-    assert store.renew([*claims, ("nobody", 1), (held.id, 2)], now=2, lease=30) == {(held.id, 1)}
-    assert store.renew([], now=2, lease=30) == set()
+    assert store.renew([*claims, ("nobody", 1), (held.id, 2)], lease=30) == {(held.id, 1)}
+    assert store.renew([], lease=30) == set()
 
 
-def test_a_ticket_whose_workers_keep_dying_fails(store: Store) -> None:
+def test_a_ticket_whose_workers_keep_dying_fails(store: Store, clock: Clock) -> None:
     """Catches: retries that are counted from one, or never."""
     new = put(store, crash_retries=1)
-    claim(store, now=0, lease=1)
-    store.requeue_expired(now=1)
-    claim(store, now=1, lease=1)
-    store.requeue_expired(now=2)
+    for died in (1, 2):
+        claim(store, lease=1)
+        clock.go_on(1)
+        store.requeue_expired(now=died)
     failed = store.get(new.id)
     assert (failed.state, failed.crashes, failed.completed_at) == (State.FAILED, 2, 2)
     assert failed.error.endswith(".")
@@ -285,12 +422,52 @@ def test_a_ticket_whose_workers_keep_dying_fails(store: Store) -> None:
         store.request(new.id)
 
 
-def test_without_crash_retries_the_first_death_is_the_last(store: Store) -> None:
+def test_without_crash_retries_the_first_death_is_the_last(store: Store, clock: Clock) -> None:
     """Catches: one run too many of what must not be repeated."""
     new = put(store, crash_retries=0)
     claim(store, lease=1)
+    clock.go_on(1)
     store.requeue_expired(now=1)
     assert store.get(new.id).state is State.FAILED
+
+
+def test_what_a_dead_worker_ran_comes_back_at_once(store: Store) -> None:
+    """Catches: a burial that waits for the lease, takes what others run or what is over, or counts no crash."""
+    first, second, over, others = (put(store, client) for client in ("ann", "bob", "cid", "dan"))
+    runs = [store.claim(worker, now=1, lease=99, routes=ROUTES) for worker in ("dead", "dead", "dead", "alive")]
+    assert runs[2] is not None
+    finish(store, runs[2])
+    assert store.bury("dead", now=2) == 2
+    for back in (first, second):
+        assert store.get(back.id) == replace(back, attempt=1, crashes=1)
+    assert store.get(over.id).state is State.COMPLETED
+    assert store.get(others.id).state is State.PROCESSING
+    assert store.counts()["donor", "image"].crashed == 2
+    assert claim_all(store) == [first.id, second.id]
+
+
+def test_a_dead_worker_is_buried_once(store: Store, clock: Clock) -> None:
+    """Catches: a crash for each of those who notice, or one more from the lease; a ticket taken from who has it now."""
+    new = put(store, crash_retries=1)
+    store.claim("dead", now=1, lease=30, routes=ROUTES)
+    assert [store.bury("dead", now=2) for _ in range(3)] == [1, 0, 0]
+    clock.go_on(31)
+    assert store.requeue_expired(now=33) == 0
+    store.claim("alive", now=33, lease=30, routes=ROUTES)
+    assert store.bury("dead", now=34) == 0
+    assert store.get(new.id).state is State.PROCESSING
+    assert store.counts()["donor", "image"].crashed == store.get(new.id).crashes == 1
+
+
+def test_burying_uses_up_the_crash_retries(store: Store) -> None:
+    """Catches: a burial that runs again what must not be repeated, or what nobody wants any more."""
+    fails, unwanted = put(store, "ann", crash_retries=0), put(store, "bob")
+    for _ in range(2):
+        store.claim("dead", now=1, lease=30, routes=ROUTES)
+    store.cancel(unwanted.id, now=1, reason="Not wanted.")
+    assert store.bury("dead", now=5) == 2
+    assert (store.get(fails.id).state, store.get(fails.id).completed_at) == (State.FAILED, 5)
+    assert store.get(unwanted.id).state is State.CANCELLED
 
 
 def test_a_released_ticket_keeps_its_place_and_its_chances(store: Store) -> None:
@@ -313,19 +490,41 @@ def test_progress_is_shown(store: Store) -> None:
 
 
 @pytest.mark.parametrize("step", LATE)
-def test_a_late_write_is_refused_and_has_no_effect(store: Store, step: str) -> None:
+def test_a_late_write_is_refused_and_has_no_effect(store: Store, clock: Clock, step: str) -> None:
     """Catches: writes that check the id but not the attempt, or the attempt but not the state."""
     new = put(store)
     late = claim(store, lease=1)
+    clock.go_on(1)
     store.requeue_expired(now=1)
     for _ in ("queued again", "in somebody else's hands"):
-        before = store.get(new.id), store.counts()
+        before = store.get(new.id), _but_late(store)
         with pytest.raises(LeaseLost) as lost:
             LATE[step](store, late)
         assert (lost.value.ticket_id, lost.value.attempt) == (late.id, 1)
-        assert (store.get(new.id), store.counts()) == before
+        assert (store.get(new.id), _but_late(store)) == before
         store.claim("second", now=2, lease=30, routes=ROUTES)
     assert read(store.request(new.id)) is not None
+
+
+def _but_late(store: Store) -> dict[tuple[str, str], Tally]:
+    """Return the tallies without the count of late finishes."""
+    return {key: replace(tally, late=0) for key, tally in store.counts().items()}
+
+
+def test_late_finishes_are_counted(store: Store, clock: Clock) -> None:
+    """Catches: a refused finish that is not counted, or counted with the releases, or for a ticket that never was."""
+    put(store, route="video", crash_retries=0)
+    late = claim(store, lease=1)
+    clock.go_on(1)
+    store.requeue_expired(now=1)
+    for ended in (late, replace(late, attempt=7), ticket_with_id("nobody")):
+        for refused in LATE.values():
+            before = store.changed()
+            with pytest.raises(LeaseLost):
+                refused(store, ended)
+            assert (store.changed() != before) == (refused is LATE["finish"] and ended.id == late.id)
+    assert store.counts() == {("donor", "video"): Tally(accepted=1, started=1, failed=1, crashed=1, late=2)}
+    assert store.minutes(since=0) == [Minute(0, "donor", "video", 1, 1)]
 
 
 @pytest.mark.parametrize("step", LATE)
@@ -509,7 +708,9 @@ def test_clients_are_charged_by_their_whole_name_and_tier(store: Store) -> None:
 
 
 @pytest.mark.parametrize("leaving", ["release", "crash", "last crash"])
-def test_a_cancellation_that_was_asked_for_holds_when_the_worker_leaves(store: Store, leaving: str) -> None:
+def test_a_cancellation_that_was_asked_for_holds_when_the_worker_leaves(
+    store: Store, clock: Clock, leaving: str
+) -> None:
     """Catches: a cancelled ticket that is run again, or that fails."""
     put(store, crash_retries=0 if leaving == "last crash" else 1)
     run = claim(store, lease=1)
@@ -517,6 +718,7 @@ def test_a_cancellation_that_was_asked_for_holds_when_the_worker_leaves(store: S
     if leaving == "release":
         store.release(run.id, 1, now=1)
     else:
+        clock.go_on(1)
         assert store.requeue_expired(now=1) == 1
     ended = store.get(run.id)
     assert (ended.state, ended.completed_at, ended.error) == (State.CANCELLED, 1, "Not wanted.")
@@ -627,7 +829,7 @@ def test_a_tier_that_got_another_rank_keeps_the_places_exact(store: Store) -> No
 # Counting
 
 
-def test_the_tally_tells_what_became_of_the_tickets(store: Store) -> None:
+def test_the_tally_tells_what_became_of_the_tickets(store: Store, clock: Clock) -> None:
     """Catches: a step that is counted twice, or not at all."""
     clients = ("done", "fails", "dies", "waits", "leaves", "runs")
     for number, client in enumerate(clients):
@@ -635,6 +837,7 @@ def test_the_tally_tells_what_became_of_the_tickets(store: Store) -> None:
     runs = {run.client: run for run in (claim(store, now=10, lease=99) for _ in range(3))}
     finish(store, runs["done"], now=14)
     store.finish(runs["fails"].id, 1, State.FAILED, None, now=11)
+    clock.go_on(99)
     store.requeue_expired(now=200)
     store.release((run := claim(store, now=201)).id, run.attempt, now=202)
     again = claim(store, now=203)
@@ -720,7 +923,7 @@ def test_what_runs_is_told_with_its_start(store: Store) -> None:
 
 def test_workers_are_alive_as_long_as_they_report(store: Store) -> None:
     """Catches: workers that live for ever, or that die while they report."""
-    one, two = Worker("w1", "host", 10, 3, 5), Worker("w2", "host", 11, 2, 5)
+    one, two = Worker("w1", "host", 10, 3, 5, born=1234567.89), Worker("w2", "host", 11, 2, 5)
     store.report(two, now=0)
     store.report(one, now=0)
     assert store.statistics(now=WORKER_ALIVE).workers == (one, two)
@@ -729,6 +932,8 @@ def test_workers_are_alive_as_long_as_they_report(store: Store) -> None:
     store.report(replace(one, threads=0), now=11)
     store.report(replace(two, id="never there", threads=0), now=11)
     assert store.statistics(now=11).workers == (two,)
+    assert store.bury(two.id, now=11) == store.bury("never there", now=11) == 0
+    assert store.statistics(now=11).workers == ()
 
 
 def test_arrivals_and_completions_are_known_by_minute(store: Store) -> None:
@@ -810,23 +1015,30 @@ def test_the_finish_of_a_client_is_pruned_only_when_it_has_no_effect(store: Stor
 # Noticing changes
 
 
-CHANGES: dict[str, Callable[[Store], object]] = {
-    "put": put,
-    "claim": claim,
-    "renew": lambda store: store.renew([("running", 1)], now=1, lease=60),
-    "progress": lambda store: store.progress("running", 1, 0.5, "half"),
-    "finish": lambda store: store.finish("running", 1, State.COMPLETED, recording(), now=1),
-    "release": lambda store: store.release("running", 1, now=1),
-    "requeue_expired": lambda store: store.requeue_expired(now=1e6),
-    "cancel": lambda store: store.cancel("running", now=1),
-    "observe": lambda store: store.observe([Passed("donor", "image", 1.0)], now=1),
-    "report": lambda store: store.report(Worker("w", "host", 1, 1, 1), now=1),
-    "prune": lambda store: store.prune(before=1e6, now=1e6),
+def requeue_all(store: Store, clock: Clock) -> None:
+    """Let every lease run out."""
+    clock.go_on(1e6)
+    assert store.requeue_expired(now=1e6)
+
+
+CHANGES: dict[str, Callable[[Store, Clock], object]] = {
+    "put": lambda store, _: put(store),
+    "claim": lambda store, _: claim(store),
+    "renew": lambda store, _: store.renew([("running", 1)], lease=60),
+    "progress": lambda store, _: store.progress("running", 1, 0.5, "half"),
+    "finish": lambda store, _: store.finish("running", 1, State.COMPLETED, recording(), now=1),
+    "release": lambda store, _: store.release("running", 1, now=1),
+    "requeue_expired": requeue_all,
+    "bury": lambda store, _: store.bury("worker", now=1),
+    "cancel": lambda store, _: store.cancel("running", now=1),
+    "observe": lambda store, _: store.observe([Passed("donor", "image", 1.0)], now=1),
+    "report": lambda store, _: store.report(Worker("w", "host", 1, 1, 1), now=1),
+    "prune": lambda store, _: store.prune(before=1e6, now=1e6),
 }
 
 
 @pytest.mark.parametrize("step", CHANGES)
-def test_every_change_is_noticed(store: Store, step: str) -> None:
+def test_every_change_is_noticed(store: Store, clock: Clock, step: str) -> None:
     """Catches: a step after which waiting readers are not woken."""
     store.put(ticket_with_id("running"), recording(), now=0)
     store.put(ticket("bob"), recording(), now=0)
@@ -834,7 +1046,7 @@ def test_every_change_is_noticed(store: Store, step: str) -> None:
     claim(store)
     before = store.changed()
     assert store.changed() == before
-    CHANGES[step](store)
+    CHANGES[step](store, clock)
     after = store.changed()
     assert after != before
     store.get("running")
@@ -845,7 +1057,7 @@ def test_every_change_is_noticed(store: Store, step: str) -> None:
 # The whole
 
 
-def test_lines_of_different_names_share_nothing(open_line: OpenLine) -> None:
+def test_lines_of_different_names_share_nothing(open_line: OpenLine, clock: Clock) -> None:
     """Catches: a step that forgets the name of the line."""
     ours, theirs = open_line("ours"), open_line("theirs")
     mine = put(ours, owner="me")
@@ -853,8 +1065,11 @@ def test_lines_of_different_names_share_nothing(open_line: OpenLine) -> None:
     ours.observe([Passed("donor", "image", 1.0)], now=0)
     ours.report(Worker("w", "host", 1, 1, 1), now=0)
     assert theirs.claim("worker", now=0, lease=30, routes=ROUTES) is None
-    assert theirs.renew([(run.id, 1)], now=0, lease=30) == set()
+    assert theirs.renew([(run.id, 1)], lease=30) == set()
+    clock.go_on(1)
     assert theirs.requeue_expired(now=1e6) == 0
+    assert theirs.bury("worker", now=0) == theirs.bury("w", now=0) == 0
+    assert ours.statistics(now=0).workers
     assert theirs.counts() == {}
     statistics = theirs.statistics(now=0)
     assert (statistics.running, statistics.run_times, statistics.workers) == ((), {}, ())
@@ -904,24 +1119,15 @@ def test_threads_never_claim_the_same_ticket(store: Store) -> None:
             claimed.append(run.id)
             store.finish(run.id, run.attempt, State.COMPLETED, recording(), now=1)
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(timeout=60)
-    finally:
-        sys.setswitchinterval(interval)
+    in_parallel(work)
     assert len(claimed) == len(set(claimed)) == 200
     assert store.counts()["donor", "image"] == Tally(accepted=200, started=200, completed=200, ran=200, run_seconds=200)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_any_sequence_of_steps_agrees_with_the_model(store: Store, seed: int) -> None:
+def test_any_sequence_of_steps_agrees_with_the_model(store: Store, clock: Clock, seed: int) -> None:
     """Catches: what no example above thinks of; the seed and the step are in the failure."""
-    Walk(store, seed).run(250)
+    Walk(store, clock, seed).run(250)
 
 
 # Opening by URL

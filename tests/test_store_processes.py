@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from tests.store_model import ROUTES, read, recording, ticket
-from wsgi_admission.stores import INLINE_BODY, Tally
 from wsgi_admission.stores.checkpoints import WAL_LIMIT
+from wsgi_admission.stores.records import INLINE_BODY, Tally
 from wsgi_admission.stores.sqlite import SQLiteStore
 from wsgi_admission.ticket import State
 
@@ -149,7 +149,7 @@ def program(text: str, path: Path) -> Iterator[subprocess.Popen[str]]:
 WRITER = """
 import sys
 from tests.store_model import ROUTES, recording, ticket
-from wsgi_admission.stores import INLINE_BODY
+from wsgi_admission.stores.records import INLINE_BODY
 from wsgi_admission.stores.sqlite import SQLiteStore
 from wsgi_admission.ticket import State
 
@@ -175,7 +175,7 @@ def test_a_writer_that_is_killed_loses_nothing_it_was_told_is_kept(path: Path, l
         told += [line.split() for line in writer.stdout.read().splitlines(keepends=True) if line.endswith("\n")]
         writer.wait(timeout=30)
     assert len(told) >= lines
-    with closing(SQLiteStore(path)) as store:
+    with closing(SQLiteStore(path, boot="the next one")) as store:
         finished = {ticket_id for word, ticket_id in told if word == "finished"}
         for _, ticket_id in told:
             kept = store.get(ticket_id)

@@ -20,24 +20,13 @@ import pytest
 
 from tests.store_model import ROUTES, read, recording, ticket
 from tests.support import until
-from wsgi_admission.errors import LeaseLost, StoreError, StoreMismatch, StoreUnavailable, UnknownTicket
-from wsgi_admission.stores import (
-    INLINE_BODY,
-    Passed,
-    Tally,
-    Worker,
-    bodies,
-    checkpoints,
-    connections,
-    opening,
-    pruning,
-    rows,
-    watch,
-)
+from wsgi_admission.errors import KeyReused, LeaseLost, StoreError, StoreMismatch, StoreUnavailable, UnknownTicket
+from wsgi_admission.stores import bodies, checkpoints, connections, opening, pruning, rows, watch
 from wsgi_admission.stores.bodies import Bodies, Stored
 from wsgi_admission.stores.checkpoints import INTERVAL, WAL_LIMIT, wal_race
 from wsgi_admission.stores.mark import Mark
 from wsgi_admission.stores.opening import filesystem_type, refuse_network
+from wsgi_admission.stores.records import INLINE_BODY, Passed, Tally, Worker
 from wsgi_admission.stores.rows import SQL
 from wsgi_admission.stores.sqlite import SQLiteStore
 from wsgi_admission.ticket import State, Ticket
@@ -83,6 +72,22 @@ def run_one(store: SQLiteStore) -> Ticket:
     run = store.claim("worker", now=0, lease=30, routes=ROUTES)
     assert run is not None
     return run
+
+
+def test_a_lease_of_another_boot_has_run_out(path: Path) -> None:
+    """Catches: a ticket that nobody runs until the host is up as long as it was before."""
+    with closing(SQLiteStore(path, boot="first", clock=lambda: 1e6)) as store:
+        store.put(ticket(), recording(), now=0)
+        run = run_one(store)
+        assert store.requeue_expired(now=0) == 0
+    with closing(SQLiteStore(path, boot="second", clock=lambda: 20.0)) as store:
+        assert store.requeue_expired(now=9) == 1
+        assert store.get(run.id).crashes == 1
+        again = run_one(store)
+        assert store.requeue_expired(now=9) == 0
+    with closing(SQLiteStore(path, boot="third", clock=lambda: 20.0)) as store:
+        assert store.renew([(again.id, 2)], lease=30) == {(again.id, 2)}
+        assert store.requeue_expired(now=9) == 0
 
 
 # The files
@@ -289,7 +294,7 @@ def test_only_what_somebody_outside_builds_on_waits_for_the_disk(
         "put": lambda: [store.put(one, recording(), now=0), store.put(two, recording(), now=0)],
         "report": lambda: store.report(worker, now=0),
         "claim": lambda: [run_one(store) for _ in range(2)],
-        "renew": lambda: store.renew([(one.id, 1)], now=0, lease=30),
+        "renew": lambda: store.renew([(one.id, 1)], lease=30),
         "progress": lambda: store.progress(one.id, 1, 0.5, ""),
         "observe": lambda: store.observe([Passed("donor", "image", 1.0, shadowed=False)], now=0),
         "finish": lambda: store.finish(one.id, 1, State.COMPLETED, recording(), now=0),
@@ -302,6 +307,34 @@ def test_only_what_somebody_outside_builds_on_waits_for_the_disk(
         found[name] = set(waited)
     durable = {"put", "finish", "release", "cancel"}
     assert found == {name: {name in durable} for name in found}
+
+
+@pytest.mark.parametrize(
+    ("durability", "crash_retries", "waits"), [("full", 0, True), ("full", 1, False), ("normal", 0, False)]
+)
+def test_a_claim_of_what_must_not_run_twice_is_on_the_disk(
+    open_store: OpenStore,
+    monkeypatch: pytest.MonkeyPatch,
+    durability: str,
+    crash_retries: int,
+    waits: bool,  # noqa: FBT001 - a parameter
+) -> None:
+    """Catches: a run that a power cut undoes, so that it is begun again; a wait for the disk at every other claim."""
+    store = open_store(durability=durability)
+    store.put(ticket(crash_retries=crash_retries), recording(), now=0)
+    told: list[bool] = []
+    wait_for_disk = connections.Connection.wait_for_disk
+
+    def spy(connection: connections.Connection, *, full: bool) -> None:
+        told.append(full)
+        wait_for_disk(connection, full=full)
+
+    monkeypatch.setattr(connections.Connection, "wait_for_disk", spy)
+    run = run_one(store)
+    assert run.attempt == 1
+    assert told[-1] is waits
+    assert store.counts()["donor", "image"] == Tally(processing=1, accepted=1, started=1)
+    assert store.claim("worker", now=0, lease=30, routes=ROUTES) is None
 
 
 def test_the_file_is_set_up_as_it_must_be(open_store: OpenStore) -> None:
@@ -324,10 +357,12 @@ def test_the_columns_are_the_fields(store: SQLiteStore) -> None:
     assert columns("tallies")[5:] == [field.name for field in fields(Tally)]
 
 
-@pytest.mark.parametrize("statement", ["rank", "first", "ahead", "expired", "past_retention", "running", "get"])
+@pytest.mark.parametrize(
+    "statement", ["rank", "first", "ahead", "expired", "leased", "past_retention", "running", "recall", "get"]
+)
 def test_no_statement_reads_the_whole_line(store: SQLiteStore, statement: str) -> None:
     """Catches: an index that does not fit, so that a step takes longer the more tickets wait."""
-    names = ("line", "tier", "client", "routes", "id", "total", "now", "before", "batch")
+    names = ("line", "tier", "client", "routes", "id", "total", "clock", "boot", "before", "batch", "route", "key")
     plan = store._connections.query(f"EXPLAIN QUERY PLAN {SQL[statement]}", dict.fromkeys(names, "[]"))
     about_tickets = [row[-1] for row in plan if "tickets" in row[-1] or "head" in row[-1]]
     assert about_tickets
@@ -465,11 +500,16 @@ def test_files_live_as_long_as_their_recordings(store: SQLiteStore, path: Path) 
     assert files(path) == []
 
 
-@pytest.mark.parametrize("why", ["id taken", "lease lost", "cancelled"])
+@pytest.mark.parametrize("why", ["id taken", "key known", "key reused", "lease lost", "cancelled"])
 def test_a_body_that_is_not_kept_leaves_no_file(store: SQLiteStore, path: Path, why: str) -> None:
     """Catches: the files of steps that were refused."""
-    new = store.put(ticket(), recording(), now=0)
-    if why == "id taken":
+    new = store.put(ticket(), recording(), now=0, key="k", digest="d")
+    if why == "key known":
+        assert store.put(ticket(), recording(BIG), now=0, key="k", digest="d") == new
+    elif why == "key reused":
+        with pytest.raises(KeyReused):
+            store.put(ticket(), recording(BIG), now=0, key="k", digest="e")
+    elif why == "id taken":
         with pytest.raises(StoreError):
             store.put(new, recording(BIG), now=0)
     elif why == "lease lost":

@@ -15,7 +15,9 @@ from tests.wsgi import environ, record
 from wsgi_admission.errors import LeaseLost, StoreUnavailable
 from wsgi_admission.replay import Recording
 from wsgi_admission.slots import LocalSlots, Slot
-from wsgi_admission.stores import Store, Worker, open_store
+from wsgi_admission.stores import Store
+from wsgi_admission.stores.memory import MemoryStore
+from wsgi_admission.stores.records import Worker
 from wsgi_admission.ticket import State, Ticket
 from wsgi_admission.workers import INTERRUPTED, Pool
 
@@ -28,7 +30,8 @@ class Floor:
     def __init__(
         self, *, threads: int = 2, slots: int = 5, limits: dict[str, int] | None = None, app: App | None = None
     ) -> None:
-        self.store: Store = open_store("memory://")
+        self.seconds = 100.0
+        self.store: Store = MemoryStore(clock=lambda: self.seconds)
         self.slots = LocalSlots(slots, limits or {})
         self.go = threading.Event()
         self.allowed = True
@@ -343,14 +346,15 @@ def test_a_request_that_cannot_be_read_fails_its_ticket(floor: Floor, monkeypatc
 
 def test_leases_of_what_runs_are_renewed_and_lost_ones_told(floor: Floor, caplog: pytest.LogCaptureFixture) -> None:
     """Catches: a run longer than a lease that is given to somebody else."""
-    times = iter([100.0])
-    floor.pool._clock = lambda: next(times, 120.0)
     floor.put()
     floor.pool.start()
     until(lambda: floor.started)
-    floor.pool.renew()  # to 120 + 30
-    assert floor.store.requeue_expired(now=149.0) == 0
-    assert floor.store.requeue_expired(now=151.0) == 1
+    floor.seconds = 120.0
+    floor.pool.renew()
+    floor.seconds = 149.0
+    assert floor.store.requeue_expired(now=1e9) == 0
+    floor.seconds = 150.0
+    assert floor.store.requeue_expired(now=0.0) == 1
     with caplog.at_level(logging.WARNING):
         floor.pool.renew()
     assert "lost the lease" in caplog.text

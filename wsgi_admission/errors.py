@@ -85,6 +85,18 @@ class LeaseLost(TicketError):
         self.attempt = attempt
 
 
+class KeyReused(TicketError):
+    """A key that stands for one request came with another one.
+
+    :param ticket_id: the ticket of the first request: for code, not for whoever sent the second.
+    """
+
+    status = "422 Unprocessable Content"
+
+    def __init__(self, ticket_id: str) -> None:
+        super().__init__(ticket_id, "This Idempotency-Key was sent with another request before.")
+
+
 class RequestRefused(AdmissionError):
     """A request that can be neither recorded nor run: the client has to change it."""
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from wsgi_admission import host
+from wsgi_admission.burying import bury_dead
 from wsgi_admission.chores import AGAIN, Chore, Housekeeper
 from wsgi_admission.config import Admission, Config
 from wsgi_admission.errors import StoreError
@@ -19,7 +21,8 @@ from wsgi_admission.load import Load, LoadMeter
 from wsgi_admission.policy.decision import Line
 from wsgi_admission.running import App
 from wsgi_admission.slots import HostSlots, LocalSlots, Slots
-from wsgi_admission.stores import PRUNED_AT_ONCE, Counts, Passed, Store, Worker, open_store
+from wsgi_admission.stores import Store, open_store
+from wsgi_admission.stores.records import PRUNED_AT_ONCE, Counts, Passed, Worker
 from wsgi_admission.tiers import Resolver
 from wsgi_admission.web.answers import Environ
 from wsgi_admission.web.api import Api
@@ -71,6 +74,7 @@ class Process:
     load: Callable[[], Load]
     alone: bool = False
     housekeeper: Housekeeper = field(init=False)
+    left: bool = field(default=False, init=False)
 
     def replayed(self, now: float) -> bool:
         """Return whether any process has reported lately that it replays.  ``now`` is seconds since the epoch."""
@@ -88,24 +92,39 @@ class Process:
     def leases(self) -> None:
         """Renew the leases of what runs here, then look for those that anybody lost.
 
-        In this order: after a store that was away, or a clock that jumped, what runs here is not taken for lost.
+        In this order: after it was stopped for long, or the store was away, what runs here is not taken for lost.
         """
         self.pool.renew()
         self.store.requeue_expired(now=time.time())
 
-    def report(self) -> None:
-        """Say that this process replays, while it does."""
-        if self.pool.claims:
+    def bury(self) -> None:
+        """Take back what workers of this host ran that were killed."""
+        bury_dead(self.store, self.pool.worker, now=time.time())
+
+    def replay(self) -> None:
+        """Begin to replay.  The report comes first: whoever finds this process dead then knows what it ran."""
+        try:
             self.store.report(self.pool.worker, now=time.time())
+        except StoreError as error:
+            log.warning("the store did not answer when this process began to replay: %s", error)
+        self.pool.start()
+
+    def report(self) -> None:
+        """Say with how many threads this process replays; while it leaves, those that still run a ticket."""
+        if self.pool.started and not self.left:
+            threads = self.pool.worker.threads if self.pool.claims else len(self.pool.running())
+            self.store.report(replace(self.pool.worker, threads=threads), now=time.time())
 
     def drain(self, timeout: float) -> None:
         """Claim nothing more, and hand back what still runs after ``timeout`` seconds."""
         if self.pool.started:
             self.pool.stop()
             try:
-                self.store.report(replace(self.pool.worker, threads=0), now=time.time())
+                self.report()
             finally:
                 self.pool.drain(timeout)
+            self.left = True
+            self.store.report(replace(self.pool.worker, threads=0), now=time.time())
 
     def close(self) -> None:
         """End the threads, hand back what runs, and let go of the store."""
@@ -198,9 +217,15 @@ def start_process(app: App, config: Config, identify: Resolver, *, replays: bool
         # Memory above its threshold holds replays back, but the line moves: one still runs.
         return not load().memory_above or slots.in_use() == 0
 
-    host, pid = socket.gethostname(), os.getpid()
-    name = f"{host}:{pid}:{uuid.uuid4().hex[:8]}"
-    worker = Worker(name, host, pid, admission.worker_threads, admission.max_concurrent)
+    pid = os.getpid()
+    worker = Worker(
+        id=f"{socket.gethostname()}:{pid}:{uuid.uuid4().hex[:8]}",
+        host=host.name(),
+        pid=pid,
+        threads=admission.worker_threads,
+        slots=admission.max_concurrent,
+        born=host.born(pid) or 0.0,
+    )
     pool = Pool(app, store, slots, worker, may_start=may_start)
     passing = Passing()
     ranks = {tier.name: rank for rank, tier in enumerate(config.tiers.order)}
@@ -217,7 +242,7 @@ def start_process(app: App, config: Config, identify: Resolver, *, replays: bool
     )
     process.housekeeper = Housekeeper(_chores(process, meter, config.admission))
     if replays:
-        pool.start()
+        process.replay()
     process.housekeeper.start()
     return process
 
@@ -234,6 +259,7 @@ def _chores(process: Process, meter: LoadMeter, admission: Admission) -> list[Ch
         Chore(SAMPLE_INTERVAL, lambda: meter.sample(time.monotonic())),
         Chore(REPORT_INTERVAL, process.report),
         Chore(TIDY_INTERVAL, process.leases),
+        Chore(TIDY_INTERVAL, process.bury),
         Chore(TIDY_INTERVAL, lambda: process.passing.flush(store)),
         Chore(TIDY_INTERVAL, lambda: store.maintain(now=time.time())),
         Chore(admission.cleanup_interval, prune),

@@ -4,9 +4,10 @@ Each thread takes a slot first and then the first ticket of the line that may us
 leased while there is no room to run it.
 
 Leases and attempts.  A claimed ticket is this process's for `LEASE` seconds; the housekeeper renews the leases
-of what runs (see process.py).  If the process dies, its leases run out and the tickets return to their
-places.  If it was only stopped for long, somebody else may be running the ticket meanwhile: the attempt tells
-the store whose answer counts, and `LeaseLost` tells this process that its own does not.
+of what runs (see process.py).  If the process dies, the others on its host bury it, or its leases run out, and the
+tickets return to their places.  If it was only stopped for long, somebody else may be running the ticket
+meanwhile: the attempt tells the store whose answer counts, and `LeaseLost` tells this process that its own does
+not.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from wsgi_admission.errors import LeaseLost, StoreError, StoreUnavailable, Unkno
 from wsgi_admission.policy.backoff import delay
 from wsgi_admission.replay import MARK, Outcome, run
 from wsgi_admission.slots import Slot, Slots
-from wsgi_admission.stores import Store, Worker
+from wsgi_admission.stores import Store
+from wsgi_admission.stores.records import Worker
 from wsgi_admission.ticket import State, Ticket
 
 log = logging.getLogger("wsgi_admission.workers")
@@ -99,7 +101,7 @@ class Pool:
     def renew(self) -> None:
         """Renew the leases of what runs; log those that are lost."""
         held = self.running()
-        lost = set(held) - self._store.renew(held, now=self._clock(), lease=LEASE) if held else set()
+        lost = set(held) - self._store.renew(held, lease=LEASE) if held else set()
         for ticket_id, attempt in lost & set(self.running()):
             log.warning("lost the lease of ticket %s in attempt %d; its answer will not count", ticket_id[:8], attempt)
 

@@ -80,6 +80,6 @@ class Leaving:
             self._without_replays_since = self._without_replays_since or now
             if now - self._without_replays_since > STANDBY_AFTER:
                 log.warning("no process replays any more: this web worker does it too from now on")
-                process.pool.start()
+                process.replay()
         else:
             self._without_replays_since = None

@@ -5,7 +5,8 @@ caller.  A store holds one line: two stores opened on the same place under diffe
 that a client or a worker can see.  Nothing here assumes one process or one machine.
 
 Every method may raise `StoreUnavailable`; then it has had no effect.  The other errors are named where they
-are raised.  ``now`` is always seconds since the epoch.  Stores are safe to use from several threads; a
+are raised.  ``now`` is always seconds since the epoch, and only what people see: leases are measured by a clock of the
+store's own, which does not jump when somebody sets the time of day.  Stores are safe to use from several threads; a
 store must be opened in the process that uses it, never before a fork.
 """
 
@@ -13,151 +14,50 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Collection, Hashable, Mapping
-from dataclasses import dataclass, field
 
 from wsgi_admission.errors import ConfigError
 from wsgi_admission.options.texts import store_url
 from wsgi_admission.replay import Recording
+from wsgi_admission.stores.records import Counts, Minute, Passed, Statistics, Worker
 from wsgi_admission.ticket import State, Ticket
-
-
-@dataclass(frozen=True)
-class Tally:
-    """What has happened to the tickets of one tier and route.  Seconds are sums.
-
-    ``queued`` and ``processing`` say what is so now; everything else counts upwards since the store began
-    and is not lowered by pruning.
-
-    :param accepted: tickets put into the line.
-    :param started: tickets that were claimed for the first time.
-    :param crashed: attempts that ended with the death of their worker.
-    :param ran: attempts that came to their end, as ``completed`` or ``failed``.
-    :param wait_seconds: time from submission to the first start, over ``started`` tickets.
-    :param run_seconds: time from start to end, over those that ``ran``.
-    :param passed: matching requests that ran at once, without a ticket.
-    :param shadowed: those of ``passed`` that would have been queued, had the mode not been ``shadow``.
-    """
-
-    queued: int = 0
-    processing: int = 0
-    accepted: int = 0
-    started: int = 0
-    completed: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    crashed: int = 0
-    ran: int = 0
-    wait_seconds: float = 0.0
-    run_seconds: float = 0.0
-    passed: int = 0
-    shadowed: int = 0
-
-
-#: (tier name, route name) -> its tally.
-Counts = Mapping[tuple[str, str], Tally]
-
-
-@dataclass(frozen=True)
-class Passed:
-    """A matching request that ran at once, as told to `Store.observe`.  ``seconds`` is its run time."""
-
-    tier: str
-    route: str
-    seconds: float
-    shadowed: bool = False
-
-
-@dataclass(frozen=True)
-class Minute:
-    """Tickets of one tier and route in the minute that began at ``minute * 60`` seconds since the epoch.
-
-    :param arrivals: tickets put into the line; what ran at once is not among them.
-    :param completions: tickets that ended completed or failed.
-    """
-
-    minute: int
-    tier: str
-    route: str
-    arrivals: int
-    completions: int
-
-
-@dataclass(frozen=True)
-class Worker:
-    """A process that replays, as it last reported.
-
-    :param id: unique for each start of a process.
-    :param host: names the machine (and its boot).
-    :param pid: process id on that machine.
-    :param threads: replay threads it runs.
-    :param slots: ``max_concurrent`` of its host.
-    """
-
-    id: str
-    host: str
-    pid: int
-    threads: int
-    slots: int
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """What estimates are made of.
-
-    :param running: (route, started_at) of every ticket in processing.
-    :param run_times: route -> its last run times in seconds, oldest first, at most `RUN_TIMES`.
-    :param workers: the processes whose report is at most `WORKER_ALIVE` seconds old.
-    :param completions: tickets that ended in the last `RATE_MINUTES` whole or begun minutes.
-    """
-
-    running: tuple[tuple[str, float], ...] = ()
-    run_times: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    workers: tuple[Worker, ...] = ()
-    completions: int = 0
-
-
-#: Run times remembered for each route.
-RUN_TIMES = 64
-#: Seconds after which a worker that does not report counts as dead.
-WORKER_ALIVE = 15.0
-#: Minutes over which completions are counted for the throughput.
-RATE_MINUTES = 5
-#: Minutes of arrivals and completions that are kept.
-MINUTES_KEPT = 25 * 60
-#: Bodies up to this many bytes live in the store itself, larger ones in files beside it.
-INLINE_BODY = 256 * 1024
-#: Tickets after which pruning may pause.
-PRUNED_AT_ONCE = 2000
-#: Seconds for which the id of a removed ticket is remembered, to tell 410 from 404.
-REMEMBER_GONE = 30 * 24 * 3600.0
 
 
 class Store(abc.ABC):
     """One line and its tickets."""
 
     @abc.abstractmethod
-    def put(self, ticket: Ticket, request: Recording, *, now: float) -> Ticket:
+    def put(self, ticket: Ticket, request: Recording, *, now: float, key: str = "", digest: str = "") -> Ticket:
         """Add a queued ticket with its request to the line; durable when this returns.
 
         The rank is computed inside the step, by `policy.ordering.place`, from the tier's virtual time and
         the client's last finish.  Returns the ticket with ``start`` and ``number`` set.  ``request.body`` is
         read from its current position to its end and left open.  An id that exists already raises StoreError.
+
+        With a ``key`` (an Idempotency-Key) there is one ticket for each (route, client, key), also when several
+        are put at once.  If there is one already it is returned as it is now, under its own id, and nothing of the
+        new one is kept.  If that one was put with another ``digest``, which stands for what was requested, `KeyReused`
+        is raised.  A key lives as long as its ticket: until that is pruned.
         """
+
+    @abc.abstractmethod
+    def recall(self, route: str, client: str, key: str, digest: str) -> Ticket | None:
+        """Return the ticket that was put with this key, as it is now, or None.  Raises `KeyReused` as `put` does."""
 
     @abc.abstractmethod
     def claim(self, worker: str, *, now: float, lease: float, routes: Collection[str]) -> Ticket | None:
         """Lease the first ticket of the line whose route is in ``routes`` to ``worker``, or return None.
 
-        The ticket is the worker's until ``now + lease`` seconds.  The worker must call `finish` or `release`
-        before then, or `renew` to keep it; after that `requeue_expired` may give the ticket to somebody
-        else, and the late `finish` raises `LeaseLost`.  The attempt is counted up, ``started_at`` becomes
+        The ticket is the worker's for ``lease`` seconds of the store's own clock.  The worker must call `finish` or
+        `release` before they have passed, or `renew` to keep it; after that `requeue_expired` may give the ticket to
+        somebody else, and the late `finish` raises `LeaseLost`.  The attempt is counted up, ``started_at`` becomes
         ``now``, the tier's virtual time moves to the ticket's rank if that is later, and the client is charged for it
-        whatever becomes of it.
+        whatever becomes of it.  The claim of a ticket without ``crash_retries`` is as durable as a `put` when this
+        returns: after a power cut it is not run a second time.
         """
 
     @abc.abstractmethod
-    def renew(self, claims: Collection[tuple[str, int]], *, now: float, lease: float) -> set[tuple[str, int]]:
-        """Prolong the leases of these (id, attempt) pairs to ``now + lease``; return those still held."""
+    def renew(self, claims: Collection[tuple[str, int]], *, lease: float) -> set[tuple[str, int]]:
+        """Have the leases of these (id, attempt) pairs end in ``lease`` seconds from now; return those still held."""
 
     @abc.abstractmethod
     def progress(self, ticket_id: str, attempt: int, fraction: float, note: str) -> None:
@@ -170,9 +70,11 @@ class Store(abc.ABC):
         """End the run with ``completed`` or ``failed``; keep the response and erase the request.
 
         Returns the ticket as it is then: ``cancelled``, without the response, if a cancellation was asked
-        for meanwhile.  Raises `LeaseLost` when the attempt is not the current one or is over already, and
-        ValueError for another state.  A failed run without an answer of the app has no response.  The run
-        time of a completed ticket is added to its route's run times.
+        for meanwhile.  Raises `LeaseLost` when the attempt is not the current one or is over already; that is
+        counted as ``late`` if the ticket is still there, and is the only effect.  Raises ValueError for another state.
+
+        A failed run without an answer of the app has no response.  The run time of a completed ticket is added
+        to its route's run times.
         """
 
     @abc.abstractmethod
@@ -185,10 +87,21 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def requeue_expired(self, *, now: float) -> int:
-        """Take back every lease that ran out before ``now``; return how many there were.
+        """Take back every lease that has run out; return how many there were.
+
+        What was leased before the clock of the store began anew (another boot, for a store on one machine) has run
+        out too.  ``now`` is the ``completed_at`` of those that fail.
 
         Each counts as a crash.  The ticket returns to its old place, fails when ``crashes`` would exceed
         ``crash_retries``, or becomes cancelled if that was asked for.
+        """
+
+    @abc.abstractmethod
+    def bury(self, worker: str, *, now: float) -> int:
+        """Take back at once everything that is leased to this worker (its id), which is known to be dead.
+
+        What `requeue_expired` says of each ticket holds here too.  The report of the worker is forgotten.  Returns
+        how many tickets there were: 0 for whoever comes second, or for a worker that nobody knows.
         """
 
     @abc.abstractmethod

@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from wsgi_admission.errors import StoreError, StoreUnavailable
 from wsgi_admission.replay import Recording
-from wsgi_admission.stores import INLINE_BODY
+from wsgi_admission.stores.records import INLINE_BODY
 
 #: Seconds after which a file that no row names is not one whose row is about to be committed.
 ORPHANED = 3600.0

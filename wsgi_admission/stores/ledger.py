@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable
 from types import MappingProxyType
 from typing import Any
 
-from wsgi_admission.stores import (
+from wsgi_admission.stores import moves
+from wsgi_admission.stores.records import (
     MINUTES_KEPT,
     RATE_MINUTES,
     RUN_TIMES,
@@ -18,7 +19,6 @@ from wsgi_admission.stores import (
     Statistics,
     Tally,
     Worker,
-    moves,
 )
 from wsgi_admission.ticket import Ticket
 
@@ -44,6 +44,11 @@ class Ledger:
         if "completed" in change:
             self._run_times[after.route].append(moves.run_seconds(after))
 
+    def count_late(self, ticket: Ticket) -> None:
+        """Count a finish that was refused."""
+        self._tallies[ticket.tier, ticket.route]["late"] += 1
+        self._counts = None
+
     def observe(self, passed: Collection[Passed]) -> None:
         """Count requests that ran at once."""
         for one in passed:
@@ -56,7 +61,11 @@ class Ledger:
         if worker.threads:
             self._workers[worker.id] = (worker, now)
         else:
-            self._workers.pop(worker.id, None)
+            self.forget(worker.id)
+
+    def forget(self, worker: str) -> None:
+        """Forget a worker, if it is known."""
+        self._workers.pop(worker, None)
 
     def counts(self) -> Counts:
         """Return the same mapping until something is counted."""

@@ -4,65 +4,77 @@ from __future__ import annotations
 
 import platform
 import threading
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from io import BytesIO
 
 from sortedcontainers import SortedList
 
-from wsgi_admission.errors import GoneTicket, LeaseLost, StoreError, UnknownTicket
+from wsgi_admission.errors import GoneTicket, KeyReused, LeaseLost, StoreError, UnknownTicket
 from wsgi_admission.replay import Recording
-from wsgi_admission.stores import (
-    REMEMBER_GONE,
-    Counts,
-    Minute,
-    Passed,
-    Statistics,
-    Store,
-    Worker,
-    moves,
-)
+from wsgi_admission.stores import Store, moves
 from wsgi_admission.stores.ledger import Ledger, drop
 from wsgi_admission.stores.order import Order
+from wsgi_admission.stores.records import REMEMBER_GONE, Counts, Minute, Passed, Statistics, Worker
 from wsgi_admission.ticket import State, Ticket
 
 
 @dataclass
 class _Entry:
-    """A ticket with its recordings (head and body) and, while it runs, the end of its lease."""
+    """A ticket with its recordings (head and body) and, while it runs, the end of its lease and whose it is."""
 
     ticket: Ticket
     request: tuple[str, bytes] | None
     response: tuple[str, bytes] | None = None
     lease_until: float = 0.0
+    worker: str = ""
+    key: tuple[str, str, str] | None = None
 
 
 class MemoryStore(Store):
-    """A line in memory; what the methods do is said by `Store`.  One lock guards everything."""
+    """A line in memory; what the methods do is said by `Store`.  One lock guards everything.
 
-    def __init__(self) -> None:
+    :param clock: returns the seconds by which leases are measured.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}
         self._running: dict[str, _Entry] = {}
         self._order = Order()
         # The final tickets, as (completed_at, id).
         self._finished = SortedList()
+        # (route, client, key) -> the id of its ticket and the digest.
+        self._keys: dict[tuple[str, str, str], tuple[str, str]] = {}
         self._gone: dict[str, tuple[str, float]] = {}
         self._ledger = Ledger()
         self._version = 0
 
-    def put(self, ticket: Ticket, request: Recording, *, now: float) -> Ticket:
-        """Rank the ticket and add it to its route's line."""
+    def put(self, ticket: Ticket, request: Recording, *, now: float, key: str = "", digest: str = "") -> Ticket:
+        """Rank the ticket and add it to its route's line, unless its key is known."""
         recorded = (request.head, request.body.read())
         with self._lock:
+            known = self._recall(ticket.route, ticket.client, key, digest)
+            if known is not None:
+                return known
             if ticket.id in self._entries:
                 raise StoreError(f"There is a ticket {ticket.id} already.")
             ticket = replace(self._order.rank(ticket), state=State.QUEUED)
             entry = self._entries[ticket.id] = _Entry(ticket, recorded)
+            if key:
+                entry.key = (ticket.route, ticket.client, key)
+                self._keys[entry.key] = (ticket.id, digest)
             self._move(entry, None, now)
             return ticket
 
-    def claim(self, worker: str, *, now: float, lease: float, routes: Collection[str]) -> Ticket | None:  # noqa: ARG002 - nobody asks a store of one process who
+    def recall(self, route: str, client: str, key: str, digest: str) -> Ticket | None:
+        """Look the key up."""
+        with self._lock:
+            return self._recall(route, client, key, digest)
+
+    def claim(self, worker: str, *, now: float, lease: float, routes: Collection[str]) -> Ticket | None:
         """Take the best of the first tickets of the routes."""
         with self._lock:
             first = self._order.first(routes)
@@ -70,19 +82,19 @@ class MemoryStore(Store):
                 return None
             entry = self._entries[first]
             before, entry.ticket = entry.ticket, moves.claimed(entry.ticket, now=now)
-            entry.lease_until = now + lease
+            entry.lease_until, entry.worker = self._clock() + lease, worker
             self._move(entry, before, now)
             self._order.charge(before)
             return entry.ticket
 
-    def renew(self, claims: Collection[tuple[str, int]], *, now: float, lease: float) -> set[tuple[str, int]]:
+    def renew(self, claims: Collection[tuple[str, int]], *, lease: float) -> set[tuple[str, int]]:
         """Set the end of each lease that is still held."""
         with self._lock:
             held = set()
             for ticket_id, attempt in claims:
                 entry = self._running.get(ticket_id)
                 if entry is not None and entry.ticket.attempt == attempt:
-                    entry.lease_until = now + lease
+                    entry.lease_until = self._clock() + lease
                     held.add((ticket_id, attempt))
             self._version += bool(held)
             return held
@@ -102,7 +114,13 @@ class MemoryStore(Store):
             raise ValueError(f"a run ends completed or failed, not {state.value}")
         recorded = None if response is None else (response.head, response.body.read())
         with self._lock:
-            entry = self._held(ticket_id, attempt)
+            try:
+                entry = self._held(ticket_id, attempt)
+            except LeaseLost:
+                if ticket_id in self._entries:
+                    self._ledger.count_late(self._entries[ticket_id].ticket)
+                    self._version += 1
+                raise
             before, entry.ticket = entry.ticket, moves.finished(entry.ticket, state, now=now, error=error)
             if entry.ticket.state is state:
                 entry.response = recorded
@@ -119,11 +137,15 @@ class MemoryStore(Store):
     def requeue_expired(self, *, now: float) -> int:
         """Move every ticket whose lease ran out."""
         with self._lock:
-            expired = [entry for entry in self._running.values() if entry.lease_until <= now]
-            for entry in expired:
-                before, entry.ticket = entry.ticket, moves.crashed(entry.ticket, now=now)
-                self._move(entry, before, now)
-            return len(expired)
+            clock = self._clock()
+            return self._crash([entry for entry in self._running.values() if entry.lease_until <= clock], now)
+
+    def bury(self, worker: str, *, now: float) -> int:
+        """Move every ticket that is the worker's."""
+        with self._lock:
+            self._ledger.forget(worker)
+            self._version += 1
+            return self._crash([entry for entry in self._running.values() if entry.worker == worker], now)
 
     def cancel(self, ticket_id: str, *, now: float, reason: str = "") -> Ticket:
         """Move the ticket, or mark it."""
@@ -192,6 +214,8 @@ class MemoryStore(Store):
             for key in removed:
                 entry = self._entries.pop(key[1])
                 self._gone[key[1]] = (entry.ticket.owner, now)
+                if entry.key is not None:
+                    del self._keys[entry.key]
                 self._finished.remove(key)
             drop(self._gone, (key for key, (_, at) in self._gone.items() if at < now - REMEMBER_GONE))
             self._ledger.prune(now=now)
@@ -214,6 +238,14 @@ class MemoryStore(Store):
     def close(self) -> None:
         """Nothing is open."""
 
+    def _recall(self, route: str, client: str, key: str, digest: str) -> Ticket | None:
+        if (route, client, key) not in self._keys:
+            return None
+        ticket_id, known = self._keys[route, client, key]
+        if known != digest:
+            raise KeyReused(ticket_id)
+        return self._entries[ticket_id].ticket
+
     def _entry(self, ticket_id: str) -> _Entry:
         entry = self._entries.get(ticket_id)
         if entry is not None:
@@ -227,6 +259,12 @@ class MemoryStore(Store):
         if entry is None or entry.ticket.attempt != attempt:
             raise LeaseLost(ticket_id, attempt)
         return entry
+
+    def _crash(self, entries: Collection[_Entry], now: float) -> int:
+        for entry in entries:
+            before, entry.ticket = entry.ticket, moves.crashed(entry.ticket, now=now)
+            self._move(entry, before, now)
+        return len(entries)
 
     def _move(self, entry: _Entry, before: Ticket | None, now: float) -> None:
         """Put a ticket that has changed where it belongs now, and count it."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from wsgi_admission.stores import MINUTES_KEPT, PRUNED_AT_ONCE, REMEMBER_GONE, WORKER_ALIVE, rows
+from wsgi_admission.stores import rows
 from wsgi_admission.stores.bodies import Bodies
 from wsgi_admission.stores.connections import Connections
+from wsgi_admission.stores.records import MINUTES_KEPT, PRUNED_AT_ONCE, REMEMBER_GONE, WORKER_ALIVE
 from wsgi_admission.stores.rows import SQL
 
 #: Tickets that are removed in one transaction: nobody waits longer for the file than that takes.

@@ -29,6 +29,12 @@ INSERT INTO tickets (
     :completed_at, :attempt, :crashes, :cancelling, :progress, :note, :error, :line
 );
 
+-- name: keep_key
+UPDATE tickets SET key = :key, digest = :digest WHERE number = :number;
+
+-- name: recall
+SELECT digest, {ticket} FROM tickets WHERE line = :line AND route = :route AND client = :client AND key = :key;
+
 -- name: get
 SELECT {ticket} FROM tickets WHERE line = :line AND id = :id;
 
@@ -50,12 +56,14 @@ SELECT {ticket} FROM tickets WHERE number = (
 -- name: save
 UPDATE tickets SET
     state = :state, started_at = :started_at, completed_at = :completed_at, attempt = :attempt, crashes = :crashes,
-    cancelling = :cancelling, progress = :progress, note = :note, error = :error,
-    worker = COALESCE(:worker, worker), lease_until = COALESCE(:until, lease_until)
+    cancelling = :cancelling, progress = :progress, note = :note, error = :error
 WHERE number = :number;
 
+-- name: lease
+UPDATE tickets SET worker = :worker, lease_until = :until, lease_boot = :boot WHERE number = :number;
+
 -- name: renew
-UPDATE tickets SET lease_until = :until
+UPDATE tickets SET lease_until = :until, lease_boot = :boot
 WHERE line = :line AND id = :id AND attempt = :attempt AND state = 'processing';
 
 -- name: progress
@@ -63,7 +71,11 @@ UPDATE tickets SET progress = :fraction, note = :note
 WHERE line = :line AND id = :id AND attempt = :attempt AND state = 'processing';
 
 -- name: expired
-SELECT {ticket} FROM tickets WHERE line = :line AND state = 'processing' AND lease_until <= :now ORDER BY number;
+SELECT {ticket} FROM tickets
+WHERE line = :line AND state = 'processing' AND (lease_until <= :clock OR lease_boot <> :boot) ORDER BY number;
+
+-- name: leased
+SELECT {ticket} FROM tickets WHERE line = :line AND state = 'processing' AND worker = :id ORDER BY number;
 
 -- name: ahead
 -- The better tiers are known as sums; only the ticket's own tier is counted.
@@ -114,10 +126,10 @@ SELECT file FROM requests WHERE file IS NOT NULL UNION ALL SELECT file FROM resp
 -- name: count
 INSERT INTO tallies VALUES (
     :line, :total, :tier_rank, :tier, :route, :queued, :processing, :accepted, :started, :completed, :failed,
-    :cancelled, :crashed, :ran, :wait_seconds, :run_seconds, :passed, :shadowed
+    :cancelled, :crashed, :ran, :wait_seconds, :run_seconds, :passed, :shadowed, :late
 ), (
     :line, :minute, :tier_rank, :tier, :route, :queued, :processing, :accepted, :started, :completed, :failed,
-    :cancelled, :crashed, :ran, :wait_seconds, :run_seconds, :passed, :shadowed
+    :cancelled, :crashed, :ran, :wait_seconds, :run_seconds, :passed, :shadowed, :late
 )
 ON CONFLICT (line, minute, tier_rank, tier, route) DO UPDATE SET
     queued = queued + excluded.queued,
@@ -132,12 +144,13 @@ ON CONFLICT (line, minute, tier_rank, tier, route) DO UPDATE SET
     wait_seconds = wait_seconds + excluded.wait_seconds,
     run_seconds = run_seconds + excluded.run_seconds,
     passed = passed + excluded.passed,
-    shadowed = shadowed + excluded.shadowed;
+    shadowed = shadowed + excluded.shadowed,
+    late = late + excluded.late;
 
 -- name: tallies
 SELECT
     tier, route, SUM(queued), SUM(processing), SUM(accepted), SUM(started), SUM(completed), SUM(failed), SUM(cancelled),
-    SUM(crashed), SUM(ran), SUM(wait_seconds), SUM(run_seconds), SUM(passed), SUM(shadowed)
+    SUM(crashed), SUM(ran), SUM(wait_seconds), SUM(run_seconds), SUM(passed), SUM(shadowed), SUM(late)
 FROM tallies WHERE line = :line AND minute = :total GROUP BY tier, route;
 
 -- name: minutes
@@ -161,17 +174,18 @@ SELECT route, started_at FROM tickets WHERE line = :line AND state = 'processing
 SELECT route, seconds FROM run_times WHERE line = :line ORDER BY route, turn;
 
 -- name: workers
-SELECT id, host, pid, threads, slots, seen FROM workers WHERE line = :line ORDER BY id;
+SELECT id, host, pid, threads, slots, born, seen FROM workers WHERE line = :line ORDER BY id;
 
 -- name: completions
 SELECT COALESCE(SUM(completed + failed), 0) FROM tallies
 WHERE line = :line AND minute >= :minute AND minute < :total;
 
 -- name: report
-INSERT INTO workers (line, id, host, pid, threads, slots, seen)
-VALUES (:line, :id, :host, :pid, :threads, :slots, :seen)
+INSERT INTO workers (line, id, host, pid, threads, slots, born, seen)
+VALUES (:line, :id, :host, :pid, :threads, :slots, :born, :seen)
 ON CONFLICT (line, id) DO UPDATE SET
-    host = excluded.host, pid = excluded.pid, threads = excluded.threads, slots = excluded.slots, seen = excluded.seen;
+    host = excluded.host, pid = excluded.pid, threads = excluded.threads, slots = excluded.slots, born = excluded.born,
+    seen = excluded.seen;
 
 -- name: forget_worker
 DELETE FROM workers WHERE line = :line AND id = :id;

@@ -9,14 +9,15 @@ import re
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from wsgi_admission.errors import GoneTicket, LeaseLost, StoreError, UnknownTicket
-from wsgi_admission.stores import RATE_MINUTES, RUN_TIMES, Counts, Passed, Tally, Worker, moves
+from wsgi_admission.errors import GoneTicket, KeyReused, LeaseLost, StoreError, UnknownTicket
+from wsgi_admission.stores import moves
 from wsgi_admission.stores.bodies import Stored
 from wsgi_admission.stores.opening import script
+from wsgi_admission.stores.records import RATE_MINUTES, RUN_TIMES, Counts, Passed, Tally, Worker
 from wsgi_admission.ticket import State, Ticket
 
 _FIELDS = [field.name for field in fields(Ticket)]
@@ -47,7 +48,7 @@ class Facts(NamedTuple):
     completions: int
 
 
-def ticket_of(row: tuple[Any, ...]) -> Ticket:
+def ticket_of(row: Sequence[Any]) -> Ticket:
     """Return the ticket in a row of ``{ticket}`` columns."""
     values = list(row)
     values[_STATE] = State(values[_STATE])
@@ -58,6 +59,12 @@ def ticket_of(row: tuple[Any, ...]) -> Ticket:
 def find(connection: sqlite3.Connection, line: str, ticket_id: str) -> Ticket | None:
     """Return the ticket with this id, if there is one."""
     row = connection.execute(SQL["get"], {"line": line, "id": ticket_id}).fetchone()
+    return None if row is None else ticket_of(row)
+
+
+def first(connection: sqlite3.Connection, wanted: Mapping[str, Any]) -> Ticket | None:
+    """Return the first ticket of the line in the wanted routes, if one waits."""
+    row = connection.execute(SQL["first"], wanted).fetchone()
     return None if row is None else ticket_of(row)
 
 
@@ -77,6 +84,16 @@ def existing(connection: sqlite3.Connection, line: str, ticket_id: str) -> Ticke
     return ticket
 
 
+def recalled(found: Sequence[tuple[Any, ...]], digest: str) -> Ticket | None:
+    """Return the ticket that ``recall`` found, if any.  Raises `KeyReused` when its digest is another."""
+    for known, *row in found:
+        ticket = ticket_of(row)
+        if known != digest:
+            raise KeyReused(ticket.id)
+        return ticket
+    return None
+
+
 def held(connection: sqlite3.Connection, line: str, ticket_id: str, attempt: int) -> Ticket:
     """Return the ticket if this attempt at it is under way.  Raises `LeaseLost`."""
     ticket = find(connection, line, ticket_id)
@@ -91,15 +108,13 @@ def add(
     ticket: Ticket,
     stored: Stored,
     *,
-    start: float,
     now: float,
-) -> int:
-    """Insert a new ticket with its request; return its number.
+) -> Ticket:
+    """Insert a new ticket that has its rank, with its request; return it with its number.
 
-    :param start: its rank.
     :raises StoreError: when the id is taken.
     """
-    row = {**vars(ticket), "state": State.QUEUED.value, "start": start, "line": line}
+    row = {**vars(ticket), "state": State.QUEUED.value, "line": line}
     try:
         number = connection.execute(SQL["put_ticket"], row).lastrowid
     except sqlite3.IntegrityError as error:
@@ -107,7 +122,7 @@ def add(
     assert number is not None  # noqa: S101 - an INSERT that did not raise has one
     keep(connection, "put_request", number, stored)
     _count(connection, line, ticket, moves.delta(None, ticket), now)
-    return number
+    return replace(ticket, state=State.QUEUED, number=number)
 
 
 def move(
@@ -117,21 +132,35 @@ def move(
     after: Ticket,
     *,
     now: float,
-    worker: str | None = None,
-    until: float | None = None,
 ) -> list[str]:
     """Save what became of a ticket and count it; return the names of files to remove after the commit.
 
     The request of a ticket that is final now is erased.
-
-    :param worker: who has claimed it, if that is the move, and ``until`` when.
     """
-    row = {**vars(after), "state": after.state.value, "worker": worker, "until": until}
-    connection.execute(SQL["save"], row)
+    connection.execute(SQL["save"], {**vars(after), "state": after.state.value})
     change = moves.delta(before, after)
     if change:
         _count(connection, line, after, change, now)
     return erase(connection, "request", after.number) if after.state.final else []
+
+
+def lease(connection: sqlite3.Connection, claimed: Ticket, worker: str, *, until: float, boot: str) -> None:
+    """Note whose a claimed ticket is, and until when by the clock of which boot."""
+    connection.execute(SQL["lease"], {"number": claimed.number, "worker": worker, "until": until, "boot": boot})
+
+
+def crash(
+    connection: sqlite3.Connection, statement: str, where: Mapping[str, Any], *, now: float
+) -> tuple[int, list[str]]:
+    """Let the workers of what ``statement`` finds be dead.
+
+    :return: how many tickets there were, and the names of files to remove after the commit.
+    """
+    erased: list[str] = []
+    found = [ticket_of(row) for row in connection.execute(SQL[statement], where).fetchall()]
+    for before in found:
+        erased += move(connection, where["line"], before, moves.crashed(before, now=now), now=now)
+    return len(found), erased
 
 
 def charge(connection: sqlite3.Connection, line: str, claimed: Ticket) -> None:
@@ -151,6 +180,13 @@ def erase(connection: sqlite3.Connection, kind: str, number: int) -> list[str]:
     names = [name for (name,) in connection.execute(SQL[f"{kind}_file"], (number,)).fetchall()]
     connection.execute(SQL[f"erase_{kind}"], (number,))
     return names
+
+
+def count_late(connection: sqlite3.Connection, line: str, ticket_id: str, *, now: float) -> None:
+    """Count a finish that was refused, if the ticket is still there."""
+    ticket = find(connection, line, ticket_id)
+    if ticket is not None:
+        _count(connection, line, ticket, {"late": 1}, now)
 
 
 def _count(connection: sqlite3.Connection, line: str, ticket: Ticket, change: Mapping[str, float], now: float) -> None:

@@ -25,7 +25,10 @@ CREATE TABLE tickets (
     error TEXT NOT NULL,
     line TEXT NOT NULL,
     worker TEXT,                              -- who claimed it last
-    lease_until REAL,                         -- of the last claim
+    lease_until REAL,                         -- of the last claim, by the host's clock since the boot of this id
+    lease_boot TEXT,
+    key TEXT,                                 -- the Idempotency-Key it was put with, if any, and what that stands for
+    digest TEXT,
     UNIQUE (line, id)
 );
 
@@ -35,8 +38,10 @@ CREATE TABLE tickets (
 CREATE INDEX queued ON tickets (line, route, tier_rank, start, number, state) WHERE state = 'queued';
 -- The queued tickets of one client.
 CREATE INDEX own ON tickets (line, tier, client, start, number) WHERE state = 'queued';
-CREATE INDEX leases ON tickets (line, lease_until) WHERE state = 'processing';
+CREATE INDEX leases ON tickets (line, lease_until, lease_boot) WHERE state = 'processing';
 CREATE INDEX finished ON tickets (line, completed_at) WHERE completed_at IS NOT NULL;
+
+CREATE UNIQUE INDEX keys ON tickets (line, route, client, key) WHERE key IS NOT NULL;
 
 -- The recordings, by the number of their ticket.  The body is in the row or in the file of this name.
 CREATE TABLE requests (number INTEGER PRIMARY KEY, head TEXT NOT NULL, body BLOB, file TEXT, length INTEGER NOT NULL);
@@ -64,6 +69,7 @@ CREATE TABLE tallies (
     run_seconds REAL NOT NULL,
     passed INTEGER NOT NULL,
     shadowed INTEGER NOT NULL,
+    late INTEGER NOT NULL,
     PRIMARY KEY (line, minute, tier_rank, tier, route)
 ) WITHOUT ROWID;
 
@@ -95,6 +101,7 @@ CREATE TABLE workers (
     pid INTEGER NOT NULL,
     threads INTEGER NOT NULL,
     slots INTEGER NOT NULL,
+    born REAL NOT NULL,
     seen REAL NOT NULL,
     PRIMARY KEY (line, id)
 ) WITHOUT ROWID;

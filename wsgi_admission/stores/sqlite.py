@@ -10,30 +10,20 @@ import json
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from wsgi_admission import host
 from wsgi_admission.errors import LeaseLost, UnknownTicket
 from wsgi_admission.policy.ordering import place
 from wsgi_admission.replay import Recording
-from wsgi_admission.stores import (
-    WORKER_ALIVE,
-    Counts,
-    Minute,
-    Passed,
-    Statistics,
-    Store,
-    Worker,
-    moves,
-    opening,
-    pruning,
-    rows,
-)
+from wsgi_admission.stores import Store, moves, opening, pruning, rows
 from wsgi_admission.stores.bodies import Bodies, Stored
 from wsgi_admission.stores.checkpoints import Checkpointer, wal_race
 from wsgi_admission.stores.connections import Connections
+from wsgi_admission.stores.records import WORKER_ALIVE, Counts, Minute, Passed, Statistics, Worker
 from wsgi_admission.stores.rows import SQL
 from wsgi_admission.stores.watch import Watch
 from wsgi_admission.ticket import State, Ticket
@@ -46,18 +36,29 @@ class SQLiteStore(Store):
     :param name: the name of the line.
     :param durability: ``full`` or ``normal``, as for `open_store`.
     :param patience: seconds to wait for the file while others keep it locked.
+    :param clock: returns the seconds by which leases are measured, the same for all processes of the host.
+    :param boot: differs after each start of that clock; a lease of another boot has run out.
     :raises StoreError: when the file cannot or must not be used.
     :raises ValueError: for another durability.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, name: str = "main", durability: str = "full", patience: float = 2.0
+        self,
+        path: str | os.PathLike[str],
+        *,
+        name: str = "main",
+        durability: str = "full",
+        patience: float = 2.0,
+        clock: Callable[[], float] = host.clock,
+        boot: str | None = None,
     ) -> None:
         if durability not in {"full", "normal"}:
             raise ValueError(f"durability {durability!r}: expected full or normal")
         self._path = Path(path).absolute()  # the working directory may change later
         self._line = name
         self._durability = durability
+        self._clock = clock
+        self._boot = host.boot_id() if boot is None else boot
         opening.prepare(self._path, patience=patience)
         full = durability == "full"
         self._bodies = Bodies(self._path.with_name(f"{self._path.name}.bodies"), durable=full)
@@ -65,31 +66,51 @@ class SQLiteStore(Store):
         self._watch = Watch(self._connections)
         self._checkpointer = Checkpointer(self._connections)
 
-    def put(self, ticket: Ticket, request: Recording, *, now: float) -> Ticket:
-        """Rank the ticket and insert it with its request."""
+    def put(self, ticket: Ticket, request: Recording, *, now: float, key: str = "", digest: str = "") -> Ticket:
+        """Rank the ticket and insert it with its request, unless its key is known."""
+        asked = self._key(ticket.route, ticket.client, key, digest)
         where = {"line": self._line, "tier": ticket.tier, "client": ticket.client}
         with self._bodies.stored(request) as stored, self._connections.writing() as connection:
-            start = place(*connection.execute(SQL["rank"], where).fetchone())
-            number = rows.add(connection, self._line, ticket, stored, start=start, now=now)
-        return replace(ticket, state=State.QUEUED, start=start, number=number)
+            known = rows.recalled(connection.execute(SQL["recall"], asked).fetchall(), digest) if key else None
+            if known is None:
+                start = place(*connection.execute(SQL["rank"], where).fetchone())
+                known = rows.add(connection, self._line, replace(ticket, start=start), stored, now=now)
+                if key:
+                    connection.execute(SQL["keep_key"], {**asked, "number": known.number})
+                return known
+        self._bodies.remove([stored.file] if stored.file is not None else [])
+        return known
+
+    def recall(self, route: str, client: str, key: str, digest: str) -> Ticket | None:
+        """Read the row of the key's ticket."""
+        return rows.recalled(self._connections.query(SQL["recall"], self._key(route, client, key, digest)), digest)
 
     def claim(self, worker: str, *, now: float, lease: float, routes: Collection[str]) -> Ticket | None:
         """Look up the first ticket of each route, and take the best of them."""
         wanted = {"line": self._line, "routes": json.dumps(list(routes))}
         with self._connections.writing(durable=False) as connection:
-            row = connection.execute(SQL["first"], wanted).fetchone()
-            if row is None:
-                return None
-            before = rows.ticket_of(row)
-            after = moves.claimed(before, now=now)
-            rows.move(connection, self._line, before, after, now=now, worker=worker, until=now + lease)
-            rows.charge(connection, self._line, after)
+            before = rows.first(connection, wanted)
+            if before is None or before.crash_retries:
+                return self._lease(connection, before, worker, now=now, lease=lease)
+        # What must not run twice has to be on the disk, and which ticket it is was known too late for that.
+        with self._connections.writing() as connection:
+            return self._lease(connection, rows.first(connection, wanted), worker, now=now, lease=lease)
+
+    def _lease(
+        self, connection: sqlite3.Connection, before: Ticket | None, worker: str, *, now: float, lease: float
+    ) -> Ticket | None:
+        if before is None:
+            return None
+        after = moves.claimed(before, now=now)
+        rows.move(connection, self._line, before, after, now=now)
+        rows.lease(connection, after, worker, until=self._clock() + lease, boot=self._boot)
+        rows.charge(connection, self._line, after)
         return after
 
-    def renew(self, claims: Collection[tuple[str, int]], *, now: float, lease: float) -> set[tuple[str, int]]:
+    def renew(self, claims: Collection[tuple[str, int]], *, lease: float) -> set[tuple[str, int]]:
         """Set the end of each lease that is still held."""
         with self._connections.writing(durable=False) as connection:
-            where = {"line": self._line, "until": now + lease}
+            where = {"line": self._line, "until": self._clock() + lease, "boot": self._boot}
             return {
                 (ticket_id, attempt)
                 for ticket_id, attempt in claims
@@ -109,6 +130,16 @@ class SQLiteStore(Store):
         """Write the response first, then end the run in one transaction."""
         if state not in {State.COMPLETED, State.FAILED}:
             raise ValueError(f"a run ends completed or failed, not {state.value}")
+        try:
+            return self._finish(ticket_id, attempt, state, response, now=now, error=error)
+        except LeaseLost:
+            with self._connections.writing(durable=False) as connection:
+                rows.count_late(connection, self._line, ticket_id, now=now)
+            raise
+
+    def _finish(
+        self, ticket_id: str, attempt: int, state: State, response: Recording | None, *, now: float, error: str
+    ) -> Ticket:
         keeping = nullcontext() if response is None else self._bodies.stored(response)
         with keeping as stored, self._connections.writing() as connection:
             before = rows.held(connection, self._line, ticket_id, attempt)
@@ -132,13 +163,20 @@ class SQLiteStore(Store):
 
     def requeue_expired(self, *, now: float) -> int:
         """Move every ticket whose lease ran out, in one transaction."""
-        erased: list[str] = []
         with self._connections.writing() as connection:
-            expired = connection.execute(SQL["expired"], {"line": self._line, "now": now}).fetchall()
-            for before in map(rows.ticket_of, expired):
-                erased += rows.move(connection, self._line, before, moves.crashed(before, now=now), now=now)
+            where = {"line": self._line, "clock": self._clock(), "boot": self._boot}
+            crashed, erased = rows.crash(connection, "expired", where, now=now)
         self._bodies.remove(erased)
-        return len(expired)
+        return crashed
+
+    def bury(self, worker: str, *, now: float) -> int:
+        """Move every ticket that is the worker's, and delete its row."""
+        with self._connections.writing() as connection:
+            where = {"line": self._line, "id": worker}
+            connection.execute(SQL["forget_worker"], where)
+            crashed, erased = rows.crash(connection, "leased", where, now=now)
+        self._bodies.remove(erased)
+        return crashed
 
     def cancel(self, ticket_id: str, *, now: float, reason: str = "") -> Ticket:
         """Move the ticket, or mark it."""
@@ -241,6 +279,9 @@ class SQLiteStore(Store):
 
     def _named(self, ticket_id: str) -> dict[str, str]:
         return {"line": self._line, "id": ticket_id}
+
+    def _key(self, route: str, client: str, key: str, digest: str) -> dict[str, str]:
+        return {"line": self._line, "route": route, "client": client, "key": key, "digest": digest}
 
     def _stored(self, kind: str, ticket_id: str) -> Stored | None:
         for row in self._connections.query(SQL[kind], self._named(ticket_id)):

@@ -8,7 +8,8 @@ from typing import Any
 from wsgi_admission.config import Config
 from wsgi_admission.errors import StoreError
 from wsgi_admission.load import Load
-from wsgi_admission.stores import RATE_MINUTES, Statistics, Store
+from wsgi_admission.stores import Store
+from wsgi_admission.stores.records import RATE_MINUTES, Statistics
 from wsgi_admission.web.answers import iso
 
 log = logging.getLogger("wsgi_admission.health")

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from wsgi_admission.config import Config
 from wsgi_admission.policy.estimates import RunTimes, Wait, estimate
-from wsgi_admission.stores import Statistics, Store
+from wsgi_admission.stores import Store
+from wsgi_admission.stores.records import Statistics
 from wsgi_admission.ticket import State, Ticket
 
 
