@@ -21,7 +21,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("workers", "burying", "chores", "web.*", "running"),
     ("process",),
     ("middleware",),
-    ("__init__", "integrations.*", "client", "cli", "__main__", "demo.*"),
+    ("__init__", "integrations.*", "client", "cli", "working", "replaying", "__main__", "demo.*"),
 )
 LAST_ROW = len(ROWS) - 1
 # Packages whose modules may import each other.

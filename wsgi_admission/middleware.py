@@ -90,7 +90,8 @@ class AdmissionMiddleware:
         # Local names: a method's own are looked up faster than an instance's callable attributes.
         find, app = self._find, self.app
         route = find(environ["REQUEST_METHOD"], environ.get("PATH_INFO", ""))
-        if route is None:
+        # A replayed request has had its turn; what replays it may be no process of ours (see working.py).
+        if route is None or MARK in environ:
             return app(environ, start_response)
         process = self._process_or_none()
         if process is not None and process.alone:
@@ -150,8 +151,8 @@ class AdmissionMiddleware:
         self, process: Process | None, route: Route, environ: Environ, start_response: StartResponse
     ) -> Iterable[bytes]:
         """Answer a matching request; the store cannot be opened if ``process`` is None."""
-        if MARK in environ or self._mode is _PASS_THROUGH:
-            return self.app(environ, start_response)  # a replayed request has had its turn
+        if self._mode is _PASS_THROUGH:
+            return self.app(environ, start_response)
         body = None
         try:
             if self._mode is not _SHADOW:  # which changes nothing for anybody
