@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 
 from tests.store_model import LATE, ROUTES, Clock, Walk, read, recording, ticket
-from wsgi_admission.errors import ConfigError, FinalTicket, GoneTicket, KeyReused, LeaseLost, StoreError, UnknownTicket
+from wsgi_admission.errors import (
+    ConfigError,
+    FinalTicket,
+    GoneTicket,
+    KeyReused,
+    LeaseLost,
+    NotRetryable,
+    StoreError,
+    UnknownTicket,
+)
 from wsgi_admission.stores import Store, open_store
 from wsgi_admission.stores.memory import MemoryStore
 from wsgi_admission.stores.records import (
@@ -234,16 +243,19 @@ def test_an_id_that_is_taken_takes_no_key(store: Store) -> None:
 
 def test_parallel_puts_with_one_key_make_one_ticket(store: Store) -> None:
     """Catches: a look-up and an insert without a lock between (the switch interval makes them meet)."""
-    keys = [f"key {number}" for number in range(50)]
+    keys = [f"key {number}" for number in range(300)]
     got: list[tuple[str, str]] = []
 
+    meeting = threading.Barrier(4)
+
     def work() -> None:
+        meeting.wait(60)
         got.extend((key, put_with(store, key).id) for key in keys)
 
     in_parallel(work)
-    assert len(got) == 200
-    assert len(set(got)) == 50
-    assert store.counts()["donor", "image"].accepted == 50
+    assert len(got) == 1200
+    assert len(set(got)) == 300
+    assert store.counts()["donor", "image"].accepted == 300
 
 
 # The order of the line
@@ -329,6 +341,38 @@ def test_the_best_of_several_routes_is_claimed(store: Store) -> None:
     best = put(store, "bob", route="video", tier="donor")
     put(store, "cid", route="text", tier="donor")
     assert claim(store).id == best.id
+
+
+# Pausing
+
+
+def test_nothing_is_claimed_from_a_paused_line(open_line: OpenLine) -> None:
+    """Catches: a pause that only this process knows of, or that stops more than the claims."""
+    store = open_line("main")
+    first, second = put(store, "ann"), put(store, "bob")
+    run = claim(store)
+    assert store.paused() is False
+    for _ in range(2):
+        store.pause(paused=True)
+    assert store.paused() is True
+    assert store.claim("worker", now=1, lease=30, routes=ROUTES) is None
+    assert store.renew([(run.id, 1)], lease=30) == {(run.id, 1)}
+    store.release(run.id, 1, now=2)
+    put(store, "cid")
+    store.cancel(second.id, now=3)
+    for _ in range(2):
+        store.pause(paused=False)
+    assert store.paused() is False
+    assert claim(store).id == first.id
+
+
+def test_a_line_is_paused_by_its_name(open_line: OpenLine) -> None:
+    """Catches: a pause of every line in the same place."""
+    ours, theirs = open_line("ours"), open_line("theirs")
+    ours.pause(paused=True)
+    new = put(theirs)
+    assert theirs.paused() is False
+    assert claim(theirs).id == new.id
 
 
 # Claims and leases
@@ -418,8 +462,6 @@ def test_a_ticket_whose_workers_keep_dying_fails(store: Store, clock: Clock) -> 
     assert failed.error.endswith(".")
     assert len(failed.error.split()) > 5, "a sentence for people"
     assert store.response(new.id) is None
-    with pytest.raises(UnknownTicket):
-        store.request(new.id)
 
 
 def test_without_crash_retries_the_first_death_is_the_last(store: Store, clock: Clock) -> None:
@@ -593,6 +635,109 @@ def test_the_request_is_erased_when_the_ticket_is_final(store: Store) -> None:
             store.request(ended.id)
 
 
+# Running again what failed
+
+
+def interrupted(store: Store, *, how: str = "kept", body: bytes = b"body") -> Ticket:
+    """Return a ticket that failed without an answer of the app, and whose request is kept."""
+    new = store.put(ticket(crash_retries=0), recording(body), now=0)
+    run = store.claim("dead", now=1, lease=30, routes=ROUTES)
+    assert run is not None
+    if how == "kept":
+        store.finish(run.id, run.attempt, State.FAILED, None, now=2, error="It stopped.", keep_request=True)
+    else:
+        store.bury("dead", now=2)
+    return store.get(new.id)
+
+
+@pytest.mark.parametrize("size", [4, INLINE_BODY + 1])
+@pytest.mark.parametrize("how", ["kept", "crashed"])
+def test_what_failed_without_an_answer_can_be_run_again(store: Store, how: str, size: int) -> None:
+    """Catches: a promise that ends with the last crash; a request that is lost, copied or cut on its way."""
+    old = interrupted(store, how=how, body=b"b" * size)
+    assert (old.state, old.retryable, old.completed_at) == (State.FAILED, True, 2)
+    assert read(store.request(old.id)) == ('{"method": "POST"}', b"b" * size, size)
+    put(store, "bob")
+    new = ticket(cost=3)
+    again = store.retry(old.id, new, now=9)
+    assert again == store.get(new.id) == replace(new, start=10.0, number=3)
+    assert store.get(old.id) == replace(old, retryable=False)
+    with pytest.raises(UnknownTicket):
+        store.request(old.id)
+    assert read(store.request(again.id)) == ('{"method": "POST"}', b"b" * size, size)
+    assert store.counts()["donor", "image"] == replace(
+        Tally(queued=2, accepted=3, started=1, failed=1, wait_seconds=1),
+        **({"crashed": 1} if how == "crashed" else {"ran": 1, "run_seconds": 1}),
+    )
+    assert store.ahead(again.id) == {"image": 1}
+    finish(store, claim(store))
+    finish(store, claim(store))
+    assert store.get(again.id).state is State.COMPLETED
+
+
+def test_what_failed_is_retried_once(store: Store) -> None:
+    """Catches: a ticket for each click; a retry that is refused and takes the request along."""
+    old = interrupted(store)
+    taken = put(store)
+    with pytest.raises(StoreError, match=taken.id):
+        store.retry(old.id, ticket_with_id(taken.id), now=3)
+    assert store.get(old.id) == old
+    new = store.retry(old.id, ticket(), now=3)
+    assert read(store.request(new.id)) is not None
+    refused = ticket()
+    with pytest.raises(NotRetryable) as twice:
+        store.retry(old.id, refused, now=4)
+    assert twice.value.ticket_id == old.id
+    with pytest.raises(UnknownTicket):
+        store.get(refused.id)
+
+
+@pytest.mark.parametrize("state", ["queued", "processing", "completed", "answered 500", "raised", "cancelled"])
+def test_nothing_else_can_be_retried(store: Store, state: str) -> None:
+    """Catches: a second run of what has an answer, still runs, or is not wanted; a request kept beyond its use."""
+    new = put(store)
+    if state == "cancelled":
+        store.cancel(claim(store).id, now=1)
+        store.finish(new.id, 1, State.FAILED, None, now=2, keep_request=True)
+    elif state != "queued":
+        claim(store)
+    if state == "completed":
+        store.finish(new.id, 1, State.COMPLETED, None, now=2)
+    elif state == "answered 500":
+        store.finish(new.id, 1, State.FAILED, recording(b"oops"), now=2)
+    elif state == "raised":
+        store.finish(new.id, 1, State.FAILED, None, now=2)
+    before = store.get(new.id)
+    assert not before.retryable
+    with pytest.raises(NotRetryable):
+        store.retry(new.id, ticket(), now=3)
+    assert store.get(new.id) == before
+    if before.state.final:
+        with pytest.raises(UnknownTicket):
+            store.request(new.id)
+    assert store.counts()["donor", "image"].accepted == 1
+
+
+def test_a_request_is_kept_for_a_failure_without_an_answer_only(store: Store) -> None:
+    """Catches: personal data kept beside an answer."""
+    put(store)
+    run = claim(store)
+    for state, response in ((State.COMPLETED, None), (State.FAILED, recording(b"oops"))):
+        with pytest.raises(ValueError, match="without an answer"):
+            store.finish(run.id, 1, state, response, now=1, keep_request=True)
+    assert store.get(run.id) == run
+
+
+def test_what_nobody_retried_is_pruned_with_its_request(store: Store) -> None:
+    """Catches: requests that stay when their tickets have gone."""
+    old = interrupted(store, body=b"b" * (INLINE_BODY + 1))
+    assert store.prune(before=3, now=3) == 1
+    with pytest.raises(UnknownTicket):
+        store.request(old.id)
+    with pytest.raises(GoneTicket):
+        store.retry(old.id, ticket(), now=4)
+
+
 @pytest.mark.parametrize("size", [0, 1, INLINE_BODY, INLINE_BODY + 1, 300 * 1024, 3 << 20])
 def test_bodies_of_any_size_come_back_byte_for_byte(store: Store, size: int) -> None:
     """Catches: bodies cut or joined at the limit between row and file."""
@@ -741,6 +886,49 @@ def test_a_final_ticket_cannot_be_cancelled(store: Store) -> None:
     assert store.get(run.id).state is State.COMPLETED
 
 
+# Deadlines
+
+
+def test_what_has_waited_too_long_is_cancelled_with_the_reason(store: Store) -> None:
+    """Catches: a deadline that cancels what runs, what is younger, or what another route has; one off by one."""
+    runs, late, again = (put(store, client, created_at=1) for client in "abc")
+    fresh = put(store, "d", created_at=10)
+    other = put(store, route="video", created_at=1)
+    claimed = {run.id: run for run in (claim(store, routes=("image",)) for _ in range(3))}
+    for back in (late, again):
+        store.release(back.id, 1, now=11)
+    assert store.expire("image", before=10, now=12, reason="Nobody came in time.") == 2
+    for gone in (late, again):
+        ended = store.get(gone.id)
+        assert (ended.state, ended.completed_at, ended.error) == (State.CANCELLED, 12, "Nobody came in time.")
+        with pytest.raises(UnknownTicket):
+            store.request(gone.id)
+    assert store.get(runs.id) == claimed[runs.id]
+    assert [store.get(one.id).state for one in (fresh, other)] == [State.QUEUED] * 2
+    assert store.counts()["donor", "image"].cancelled == 2
+    changed = store.changed()
+    assert store.expire("image", before=10, now=13, reason="Again.") == 0
+    assert store.expire("nowhere", before=1e9, now=13, reason="Again.") == 0
+    assert store.changed() == changed
+    assert claim_all(store) == [fresh.id, other.id]
+
+
+def test_what_expires_unclaimed_does_not_count_against_its_client(store: Store) -> None:
+    """Catches: a client who is charged for what nobody ran."""
+    for _ in range(3):
+        put(store, created_at=1)
+    assert store.expire("image", before=2, now=2, reason="Too late.") == 3
+    assert put(store).start == 0.0
+
+
+def test_many_tickets_expire_in_one_call(store: Store) -> None:
+    """Catches: a deadline that stops after its first batch."""
+    for number in range(450):
+        put(store, f"client {number}")
+    assert store.expire("image", before=1, now=1, reason="Too late.") == 450
+    assert store.counts()["donor", "image"] == Tally(accepted=450, cancelled=450)
+
+
 # Unknown and gone
 
 
@@ -749,6 +937,7 @@ READS: dict[str, Callable[[Store, str], object]] = {
     "response": lambda store, ticket_id: store.response(ticket_id),
     "ahead": lambda store, ticket_id: store.ahead(ticket_id),
     "cancel": lambda store, ticket_id: store.cancel(ticket_id, now=0),
+    "retry": lambda store, ticket_id: store.retry(ticket_id, ticket(), now=0),
 }
 
 
@@ -824,6 +1013,49 @@ def test_a_tier_that_got_another_rank_keeps_the_places_exact(store: Store) -> No
     middle = store.put(replace(ticket("cid", tier="donor"), tier_rank=1), recording(), now=0)
     assert [sum(store.ahead(one.id).values()) for one in (new, middle, old)] == [0, 1, 2]
     assert store.counts()["registered", "image"].queued == 2
+
+
+# Listings
+
+
+def test_the_line_is_listed_as_it_will_be_claimed(store: Store) -> None:
+    """Catches: a list by number, or by route."""
+    for number in range(12):
+        put(store, f"client {number % 3}", route=ROUTES[number % 2], tier=("donor", "anonymous")[number % 5 % 2])
+    listed = store.listing(State.QUEUED)
+    assert [one.id for one in store.listing(State.QUEUED, limit=5)] == [one.id for one in listed][:5]
+    assert all(store.get(one.id) == one for one in listed)
+    assert claim_all(store) == [one.id for one in listed]
+    assert store.listing(State.QUEUED) == []
+
+
+def test_what_runs_is_listed_by_its_start_and_what_is_over_newest_first(store: Store) -> None:
+    """Catches: a list by number; states that are mixed; equal times in no order."""
+    for client in "abcdef":
+        put(store, client)
+    runs = [claim(store, now=now) for now in (5, 3, 3, 9, 1, 1)]
+    assert store.listing(State.PROCESSING) == [runs[place] for place in (4, 5, 1, 2, 0, 3)]
+    ended = [finish(store, run, now=now) for run, now in zip(runs[:4], (20, 30, 30, 10), strict=True)]
+    failed = store.finish(runs[4].id, 1, State.FAILED, None, now=99)
+    assert store.listing(State.COMPLETED) == [ended[place] for place in (2, 1, 0, 3)]
+    assert store.listing(State.COMPLETED, limit=2) == [ended[2], ended[1]]
+    assert store.listing(State.FAILED) == [failed]
+    assert store.listing(State.PROCESSING) == [runs[5]]
+    assert store.listing(State.CANCELLED) == []
+
+
+def test_a_listing_may_be_of_one_client(store: Store) -> None:
+    """Catches: the tickets of others in the list of one; a limit that counts them."""
+    put(store, "ann")
+    mine = [put(store, "bob", tier=tier) for tier in ("anonymous", "donor")]
+    put(store, "bobby")
+    assert store.listing(State.QUEUED, client="bob") == mine[::-1]
+    assert store.listing(State.QUEUED, client="bob", limit=1) == mine[1:]
+    runs = [claim(store) for _ in range(4)]
+    assert {one.id for one in store.listing(State.PROCESSING, client="bob")} == {one.id for one in mine}
+    ended = [finish(store, run, now=now) for now, run in enumerate(runs)]
+    assert store.listing(State.COMPLETED, client="bob") == [one for one in ended[::-1] if one.client == "bob"]
+    assert len(store.listing(State.COMPLETED, client="bob", limit=2)) == 2
 
 
 # Counting
@@ -1030,9 +1262,11 @@ CHANGES: dict[str, Callable[[Store, Clock], object]] = {
     "release": lambda store, _: store.release("running", 1, now=1),
     "requeue_expired": requeue_all,
     "bury": lambda store, _: store.bury("worker", now=1),
+    "expire": lambda store, _: store.expire("image", before=1, now=1, reason="Too late."),
     "cancel": lambda store, _: store.cancel("running", now=1),
     "observe": lambda store, _: store.observe([Passed("donor", "image", 1.0)], now=1),
     "report": lambda store, _: store.report(Worker("w", "host", 1, 1, 1), now=1),
+    "pause": lambda store, _: store.pause(paused=True),
     "prune": lambda store, _: store.prune(before=1e6, now=1e6),
 }
 
@@ -1068,9 +1302,13 @@ def test_lines_of_different_names_share_nothing(open_line: OpenLine, clock: Cloc
     assert theirs.renew([(run.id, 1)], lease=30) == set()
     clock.go_on(1)
     assert theirs.requeue_expired(now=1e6) == 0
+    waiting = put(ours, "waits")
+    assert theirs.expire("image", before=1e9, now=1, reason="") == 0
+    assert ours.get(waiting.id) == waiting
     assert theirs.bury("worker", now=0) == theirs.bury("w", now=0) == 0
     assert ours.statistics(now=0).workers
     assert theirs.counts() == {}
+    assert [theirs.listing(state) for state in State] == [[]] * len(State)
     statistics = theirs.statistics(now=0)
     assert (statistics.running, statistics.run_times, statistics.workers) == ((), {}, ())
     assert theirs.minutes(since=0) == []

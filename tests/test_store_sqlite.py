@@ -74,6 +74,20 @@ def run_one(store: SQLiteStore) -> Ticket:
     return run
 
 
+def test_a_pause_is_known_to_all_and_kept(path: Path) -> None:
+    """Catches: a line that an operator paused, and that goes on after a restart or in another process."""
+    with closing(SQLiteStore(path)) as one, closing(SQLiteStore(path)) as two:
+        one.put(ticket(), recording(), now=0)
+        assert two.paused() is False
+        one.pause(paused=True)
+        assert two.paused() is True
+        assert two.claim("worker", now=0, lease=30, routes=ROUTES) is None
+    with closing(SQLiteStore(path)) as store:
+        assert store.paused() is True
+        store.pause(paused=False)
+        assert run_one(store).attempt == 1
+
+
 def test_a_lease_of_another_boot_has_run_out(path: Path) -> None:
     """Catches: a ticket that nobody runs until the host is up as long as it was before."""
     with closing(SQLiteStore(path, boot="first", clock=lambda: 1e6)) as store:
@@ -211,8 +225,13 @@ def test_a_corrupt_file_is_an_error_of_the_store(path: Path) -> None:
     with closing(SQLiteStore(path)) as store:
         for _ in range(50):
             store.put(ticket(), recording(b"y" * 2000), now=0)
+        ((page,),) = store._connections.query("PRAGMA page_size")
+        roots = store._connections.query("SELECT rootpage FROM sqlite_master")
     content = path.read_bytes()
-    path.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+    with path.open("r+b") as file:  # the schema stays readable, the rest does not
+        for (root,) in roots:
+            file.seek((root - 1) * page)
+            file.write(b"\xff" * page)
     with closing(SQLiteStore(path)) as store, pytest.raises(StoreUnavailable, match=r"line\.db") as failed:
         store.put(ticket(), recording(), now=1)
     assert isinstance(failed.value.__cause__, sqlite3.DatabaseError)
@@ -357,18 +376,27 @@ def test_the_columns_are_the_fields(store: SQLiteStore) -> None:
     assert columns("tallies")[5:] == [field.name for field in fields(Tally)]
 
 
-@pytest.mark.parametrize(
-    "statement", ["rank", "first", "ahead", "expired", "leased", "past_retention", "running", "recall", "get"]
-)
+STATEMENTS = (
+    "rank", "first", "ahead", "expired", "leased", "past_retention", "running", "recall",
+    "get", "is_overdue", "overdue", "list_final",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("statement", STATEMENTS)
 def test_no_statement_reads_the_whole_line(store: SQLiteStore, statement: str) -> None:
     """Catches: an index that does not fit, so that a step takes longer the more tickets wait."""
-    names = ("line", "tier", "client", "routes", "id", "total", "clock", "boot", "before", "batch", "route", "key")
-    plan = store._connections.query(f"EXPLAIN QUERY PLAN {SQL[statement]}", dict.fromkeys(names, "[]"))
+    names = ("line", "tier", "client", "routes", "id", "total", "clock", "boot", "before", "batch")
+    values = dict.fromkeys((*names, "route", "key", "state", "limit"), "[]")
+    plan = store._connections.query(f"EXPLAIN QUERY PLAN {SQL[statement]}", values)
     about_tickets = [row[-1] for row in plan if "tickets" in row[-1] or "head" in row[-1]]
     assert about_tickets
     assert all(step.startswith("SEARCH") for step in about_tickets), about_tickets
     if statement == "ahead":
         assert any("COVERING INDEX queued" in step and "start<" in step for step in about_tickets)
+    if statement == "is_overdue":
+        assert "COVERING INDEX queued" in about_tickets[0]
+    if statement == "list_final":
+        assert not any("TEMP B-TREE" in row[-1] for row in plan)
     if statement == "rank":
         assert about_tickets == ["SEARCH tickets USING INDEX own (line=? AND tier=? AND client=?)"]
         assert not any("TEMP B-TREE" in row[-1] for row in plan)
@@ -520,6 +548,16 @@ def test_a_body_that_is_not_kept_leaves_no_file(store: SQLiteStore, path: Path, 
         store.cancel(new.id, now=0)
         store.finish(new.id, 1, State.COMPLETED, recording(BIG), now=0)
     assert files(path) == []
+
+
+def test_a_pruned_request_leaves_no_file_and_no_row(store: SQLiteStore, path: Path) -> None:
+    """Catches: the large requests of what failed and was never retried, kept for ever."""
+    store.put(ticket(), recording(BIG), now=0)
+    run = run_one(store)
+    store.finish(run.id, 1, State.FAILED, None, now=1, keep_request=True)
+    assert len(files(path)) == 1
+    store.prune(before=2, now=2)
+    assert files(path) == store._connections.query("SELECT number FROM requests") == []
 
 
 def test_a_body_that_cannot_be_read_leaves_nothing(store: SQLiteStore, path: Path) -> None:

@@ -103,6 +103,22 @@ def test_no_more_run_than_there_are_slots() -> None:
     assert floor.most == 2
 
 
+def test_a_paused_line_waits_and_takes_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a paused line that runs, or whose idle threads take slots from others and lock the store to find out."""
+    floor = Floor()
+    floor.go.set()
+    ticket = floor.put()
+    floor.store.pause(paused=True)
+    asked: list[object] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(floor.slots, "take", asked.append)
+        assert floor.pool._run_next() is False
+    assert not asked
+    floor.store.pause(paused=False)
+    assert floor.pool._run_next() is True
+    assert floor.state(ticket) is State.COMPLETED
+
+
 def test_no_route_looks_full_while_a_ticket_of_another_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches: slots of limited routes held during a claim: others then claim what stands behind those routes."""
     floor = Floor(threads=1, slots=4, limits={"video": 1})
@@ -254,7 +270,7 @@ def test_what_must_not_run_twice_fails_when_its_worker_leaves(floor: Floor) -> N
     until(lambda: floor.started)
     floor.pool.drain(0)
     failed = floor.store.get(ticket.id)
-    assert (failed.state, failed.error) == (State.FAILED, INTERRUPTED)
+    assert (failed.state, failed.error, failed.retryable) == (State.FAILED, INTERRUPTED, True)
 
 
 def test_a_claim_under_way_when_the_stop_comes_is_handed_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,7 @@ class MemoryStore(Store):
         self._keys: dict[tuple[str, str, str], tuple[str, str]] = {}
         self._gone: dict[str, tuple[str, float]] = {}
         self._ledger = Ledger()
+        self._paused = False
         self._version = 0
 
     def put(self, ticket: Ticket, request: Recording, *, now: float, key: str = "", digest: str = "") -> Ticket:
@@ -59,15 +60,11 @@ class MemoryStore(Store):
             known = self._recall(ticket.route, ticket.client, key, digest)
             if known is not None:
                 return known
-            if ticket.id in self._entries:
-                raise StoreError(f"There is a ticket {ticket.id} already.")
-            ticket = replace(self._order.rank(ticket), state=State.QUEUED)
-            entry = self._entries[ticket.id] = _Entry(ticket, recorded)
+            entry = self._add(ticket, recorded, now)
             if key:
                 entry.key = (ticket.route, ticket.client, key)
                 self._keys[entry.key] = (ticket.id, digest)
-            self._move(entry, None, now)
-            return ticket
+            return entry.ticket
 
     def recall(self, route: str, client: str, key: str, digest: str) -> Ticket | None:
         """Look the key up."""
@@ -77,7 +74,7 @@ class MemoryStore(Store):
     def claim(self, worker: str, *, now: float, lease: float, routes: Collection[str]) -> Ticket | None:
         """Take the best of the first tickets of the routes."""
         with self._lock:
-            first = self._order.first(routes)
+            first = None if self._paused else self._order.first(routes)
             if first is None:
                 return None
             entry = self._entries[first]
@@ -86,6 +83,16 @@ class MemoryStore(Store):
             self._move(entry, before, now)
             self._order.charge(before)
             return entry.ticket
+
+    def pause(self, paused: bool) -> None:  # noqa: FBT001 - as in Store
+        """Remember it."""
+        with self._lock:
+            self._paused = paused
+            self._version += 1
+
+    def paused(self) -> bool:
+        """Tell it."""
+        return self._paused
 
     def renew(self, claims: Collection[tuple[str, int]], *, lease: float) -> set[tuple[str, int]]:
         """Set the end of each lease that is still held."""
@@ -107,11 +114,18 @@ class MemoryStore(Store):
             self._version += 1
 
     def finish(
-        self, ticket_id: str, attempt: int, state: State, response: Recording | None, *, now: float, error: str = ""
+        self,
+        ticket_id: str,
+        attempt: int,
+        state: State,
+        response: Recording | None,
+        *,
+        now: float,
+        error: str = "",
+        keep_request: bool = False,
     ) -> Ticket:
         """End the run and keep the response."""
-        if state not in {State.COMPLETED, State.FAILED}:
-            raise ValueError(f"a run ends completed or failed, not {state.value}")
+        moves.check_end(state, response, keep_request=keep_request)
         recorded = None if response is None else (response.head, response.body.read())
         with self._lock:
             try:
@@ -121,7 +135,8 @@ class MemoryStore(Store):
                     self._ledger.count_late(self._entries[ticket_id].ticket)
                     self._version += 1
                 raise
-            before, entry.ticket = entry.ticket, moves.finished(entry.ticket, state, now=now, error=error)
+            before = entry.ticket
+            entry.ticket = moves.finished(before, state, now=now, error=error, keep_request=keep_request)
             if entry.ticket.state is state:
                 entry.response = recorded
             self._move(entry, before, now)
@@ -155,10 +170,36 @@ class MemoryStore(Store):
             self._move(entry, before, now)
             return entry.ticket
 
+    def expire(self, route: str, *, before: float, now: float, reason: str) -> int:
+        """Go through the route's line."""
+        with self._lock:
+            queued = [self._entries[ticket_id] for ticket_id in self._order.of(route)]
+            overdue = [entry for entry in queued if entry.ticket.created_at < before]
+            for entry in overdue:
+                waiting, entry.ticket = entry.ticket, moves.cancelled(entry.ticket, now=now, reason=reason)
+                self._move(entry, waiting, now)
+            return len(overdue)
+
+    def retry(self, ticket_id: str, ticket: Ticket, *, now: float) -> Ticket:
+        """Move the request to a new ticket."""
+        with self._lock:
+            old = self._entry(ticket_id)
+            left = moves.retried(old.ticket)
+            new = self._add(ticket, old.request, now)
+            old.ticket, old.request = left, None
+            return new.ticket
+
     def get(self, ticket_id: str) -> Ticket:
         """Look the ticket up."""
         with self._lock:
             return self._entry(ticket_id).ticket
+
+    def listing(self, state: State, *, client: str = "", limit: int = 1000) -> list[Ticket]:
+        """Look through all tickets."""
+        with self._lock:
+            tickets = [entry.ticket for entry in self._entries.values()]
+        found = (one for one in tickets if one.state is state and client in {"", one.client})
+        return sorted(found, key=_listed_by)[:limit]
 
     def request(self, ticket_id: str) -> Recording:
         """Open the request's body."""
@@ -238,6 +279,14 @@ class MemoryStore(Store):
     def close(self) -> None:
         """Nothing is open."""
 
+    def _add(self, ticket: Ticket, request: tuple[str, bytes] | None, now: float) -> _Entry:
+        if ticket.id in self._entries:
+            raise StoreError(f"There is a ticket {ticket.id} already.")
+        entry = _Entry(replace(self._order.rank(ticket), state=State.QUEUED), request)
+        self._entries[ticket.id] = entry
+        self._move(entry, None, now)
+        return entry
+
     def _recall(self, route: str, client: str, key: str, digest: str) -> Ticket | None:
         if (route, client, key) not in self._keys:
             return None
@@ -278,10 +327,19 @@ class MemoryStore(Store):
         elif after.state is State.PROCESSING:
             self._running[after.id] = entry
         else:
-            entry.request = None
+            if not after.retryable:
+                entry.request = None
             self._finished.add((after.completed_at, after.id))
         self._ledger.count(before, after, now=now)
         self._version += 1
+
+
+def _listed_by(ticket: Ticket) -> tuple[float, ...]:
+    if ticket.state is State.QUEUED:
+        return (ticket.tier_rank, ticket.start, ticket.number)
+    if ticket.state is State.PROCESSING:
+        return (ticket.started_at or 0.0, ticket.number)
+    return (-(ticket.completed_at or 0.0), -ticket.number)
 
 
 def _recording(head: str, body: bytes) -> Recording:

@@ -1,7 +1,7 @@
 -- One file may hold several lines; `line` is the name of the one that a row belongs to.
 -- A change here needs a new number at the end, and in opening.py.
 
--- The columns up to `error` are the fields of Ticket, in their order and under their names.
+-- The columns up to `retryable` are the fields of Ticket, in their order and under their names.
 CREATE TABLE tickets (
     id TEXT NOT NULL,
     route TEXT NOT NULL,
@@ -23,6 +23,7 @@ CREATE TABLE tickets (
     progress REAL,
     note TEXT NOT NULL,
     error TEXT NOT NULL,
+    retryable INTEGER NOT NULL,
     line TEXT NOT NULL,
     worker TEXT,                              -- who claimed it last
     lease_until REAL,                         -- of the last claim, by the host's clock since the boot of this id
@@ -33,9 +34,9 @@ CREATE TABLE tickets (
 );
 
 -- The line itself.  The route comes first, so that the first ticket of each route is found at once however
--- many of another route stand before it; the few routes are then compared with each other.  The state stands in it
--- so that counting needs nothing but the index.
-CREATE INDEX queued ON tickets (line, route, tier_rank, start, number, state) WHERE state = 'queued';
+-- many of another route stand before it; the few routes are then compared with each other.  The state and the time
+-- stand in it so that counting, and looking for what waits too long, need nothing but the index.
+CREATE INDEX queued ON tickets (line, route, tier_rank, start, number, state, created_at) WHERE state = 'queued';
 -- The queued tickets of one client.
 CREATE INDEX own ON tickets (line, tier, client, start, number) WHERE state = 'queued';
 CREATE INDEX leases ON tickets (line, lease_until, lease_boot) WHERE state = 'processing';
@@ -105,6 +106,9 @@ CREATE TABLE workers (
     seen REAL NOT NULL,
     PRIMARY KEY (line, id)
 ) WITHOUT ROWID;
+
+-- The lines from which nothing is claimed.
+CREATE TABLE paused (line TEXT NOT NULL PRIMARY KEY) WITHOUT ROWID;
 
 -- Removed tickets, to tell 410 from 404.
 CREATE TABLE gone (line TEXT NOT NULL, id TEXT NOT NULL, owner TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY (line, id))
