@@ -163,6 +163,33 @@ def test_a_worker_that_leaves_hands_its_ticket_back_to_its_place(tmp_path: Path)
         assert site.ask(second["status_url"]).json()["position_in_queue"] == 1
 
 
+def test_a_replaying_process_whose_threads_are_stuck_is_replaced(tmp_path: Path) -> None:
+    """Catches: a site whose line stands still until somebody restarts it."""
+    text = QUEUE_ALL.replace("path = /gated", "path = /gated\nmax_runtime = 200ms")
+    with gunicorn(tmp_path, ini(tmp_path, text)) as site:
+        first = replay_pid(site)
+        hung = site.ask("/gated?hung", "POST")
+        assert site.final(hung)["status"] == "failed"
+        assert site.starts() == ["start hung"] * 2
+        assert f"Worker (pid:{first}) leaves: most of its replay threads are stuck" in site.text()
+        second = replay_pid(site)
+        assert second != first
+        assert psutil.Process(second).nice() == 10
+
+
+def test_a_web_worker_with_stuck_threads_of_its_own_only_says_so(tmp_path: Path) -> None:
+    """Catches: requests that are cut off because a replay hangs beside them."""
+    text = QUEUE_ALL.replace("path = /gated", "path = /gated\nmax_runtime = 200ms")
+    with gunicorn(tmp_path, ini(tmp_path, text), settings="workers = 1") as site:
+        (worker,) = workers(site)
+        hung = site.ask("/gated?hung", "POST")
+        until(lambda: "1 of 1 replay threads are stuck: this process should be restarted" in site.text(), "the report")
+        assert site.ask("/ping").status == 200
+        site.open_gate()
+        assert site.final(hung)["status"] == "completed"
+        assert workers(site) == [worker]
+
+
 def start_and_fail(tmp_path: Path, text: str, settings: str = "") -> subprocess.CompletedProcess[str]:
     """Start a gunicorn that refuses to."""
     config = ini(tmp_path, text)

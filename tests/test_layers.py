@@ -17,7 +17,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("recording",),
     ("ticket", "routes", "tiers", "load", "slots", "replay", "policy.*"),
     ("sections",),
-    ("config", "stores.*"),
+    ("config", "stores.*", "runs"),
     ("workers", "burying", "chores", "web.*", "running"),
     ("process",),
     ("middleware",),

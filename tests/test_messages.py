@@ -33,6 +33,11 @@ def test_each_state_has_its_sentence(
     assert messages.status(state, position=position, wait=wait, hint=hint, error=error) == expected
 
 
+def test_why_a_request_was_cancelled_that_waited_too_long() -> None:
+    """Catches: seconds shown to people."""
+    assert messages.expired(600.0) == "It could not be started within 10 minutes. Please try again later."
+
+
 def test_advice_on_a_retry_tells_the_load() -> None:
     """Catches: advice that says the same at every load."""
     assert messages.retry(7, 0.85) == (

@@ -301,6 +301,21 @@ def test_two_commands_on_one_file_share_the_work(place: Place) -> None:
     assert sorted(place.starts()) == sorted(f"start {number}" for number in range(12))
 
 
+def test_a_process_whose_threads_are_stuck_is_replaced(place: Place) -> None:
+    """Catches: a line that stands still behind a hung request; one that hangs in each new process for ever."""
+    place.config.write_text(place.config.read_text().replace("path = /gated", "path = /gated\nmax_runtime = 200ms"))
+    hung, behind = place.put("/gated?hung"), place.put("/pid")
+    with place.work("--grace", "600") as working:
+        failed = place.becomes(hung, State.FAILED)
+        assert (failed.attempt, failed.crashes) == (2, 2)
+        assert place.becomes(behind, State.COMPLETED).attempt == 1
+        assert place.starts() == ["start hung"] * 2
+        text = working.text()
+        assert text.count("longer than its max_runtime: its slot is free for others") == 2
+        assert text.count("most threads are stuck: leaving") == 2
+        assert working.process.poll() is None
+
+
 # Reloading
 
 

@@ -112,6 +112,11 @@ class AdmissionMiddleware:
                 self._process = self._start()
             return self._process
 
+    def started(self) -> Process | None:
+        """Return what `process` has made in this process, or None if it has not made it yet."""
+        process = self._process
+        return process if process is not None and process.pid == os.getpid() else None
+
     def _start(self) -> Process:
         if time.monotonic() - self._failed_at < REOPEN_INTERVAL:
             raise StoreUnavailable("The store could not be opened a moment ago.")
@@ -130,8 +135,7 @@ class AdmissionMiddleware:
 
     def drain(self, timeout: float) -> None:
         """Replay nothing more in this process: what runs has ``timeout`` seconds, then it returns to the line."""
-        process = self._process
-        if process is not None and process.pid == os.getpid():
+        if process := self.started():
             process.drain(timeout)
 
     def close(self) -> None:

@@ -103,9 +103,11 @@ def replay(config: Config, reference: str, *, parent: int, grace: float, tell: C
     if process is None:
         return 0
     log.info("replays with %d threads", config.admission.worker_threads)
-    while wanted():
+    while wanted() and not process.pool.runs.mostly_stuck:
         time.sleep(LOOK_INTERVAL)
-    if not asked.leave:
+    if wanted():
+        log.error("most threads are stuck: leaving")
+    elif not asked.leave:
         log.warning("the parent is dead: leaving")
     _leave(process, grace, asked)
     return 0
@@ -133,12 +135,11 @@ def _start(app: App, config: Config, wanted: Callable[[], bool], tell: Callable[
 
 
 def _leave(process: Process, grace: float, asked: Asked) -> None:
-    pool = process.pool
-    pool.stop()
-    log.info("leaves; %d tickets run here and have %g s", len(pool.running()), grace)
+    process.pool.stop()
+    log.info("leaves; %d tickets run here and have %g s", process.pool.runs.busy, grace)
     deadline = time.monotonic() + grace
-    while pool.running() and time.monotonic() < deadline and not asked.haste:
+    while process.pool.runs.busy and time.monotonic() < deadline and not asked.haste:
         time.sleep(LOOK_INTERVAL)
-    if rest := len(pool.running()):
+    if rest := process.pool.runs.busy:
         log.warning("hands %d tickets back", rest)
     process.close()

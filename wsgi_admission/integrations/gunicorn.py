@@ -231,5 +231,8 @@ def _replay(worker: Any, leaving: Leaving) -> None:
     for listener in worker.sockets:
         listener.close()
     while leaving.wanted():
+        if leaving.stuck():
+            worker.log.error("Worker (pid:%s) leaves: most of its replay threads are stuck", worker.pid)
+            worker.alive = False
         worker.notify()
         time.sleep(WATCH_INTERVAL)

@@ -42,6 +42,11 @@ class Leaving:
         """Return whether gunicorn wants this process to go on."""
         return bool(self._worker.alive) and os.getppid() == self._worker.ppid
 
+    def stuck(self) -> bool:
+        """Return whether most replay threads of this process are stuck, so that another should take its place."""
+        process = self._middleware.started()
+        return process is not None and process.pool.runs.mostly_stuck
+
     def make_haste(self) -> None:
         """Hand back at once what runs when the process leaves."""
         self._patience = 0.0

@@ -85,8 +85,9 @@ class Views:
             "message": self._message(ticket, outlook),
             **self._urls(environ, ticket),
         }
-        if ticket.state is State.FAILED:
+        if ticket.state is State.FAILED or (ticket.state is State.CANCELLED and ticket.error):
             data["error_message"] = ticket.error
+        if ticket.state is State.FAILED:
             retry = min(ticket.crashes, 8)
             data["retry_suggestion"] = self._suggestion(messages.retry_failed, retry, self._load().value, now)
         return data, [] if ticket.state.final else self._pending(ticket, outlook)
