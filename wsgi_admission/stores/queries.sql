@@ -78,11 +78,10 @@ SELECT 1 FROM paused WHERE line = :line;
 -- name: save
 UPDATE tickets SET
     state = :state, started_at = :started_at, completed_at = :completed_at, attempt = :attempt, crashes = :crashes,
-    cancelling = :cancelling, progress = :progress, note = :note, error = :error, retryable = :retryable
+    cancelling = :cancelling, progress = :progress, note = :note, error = :error, retryable = :retryable,
+    worker = COALESCE(:worker, worker), lease_until = COALESCE(:until, lease_until),
+    lease_boot = COALESCE(:boot, lease_boot)
 WHERE number = :number;
-
--- name: lease
-UPDATE tickets SET worker = :worker, lease_until = :until, lease_boot = :boot WHERE number = :number;
 
 -- name: renew
 UPDATE tickets SET lease_until = :until, lease_boot = :boot

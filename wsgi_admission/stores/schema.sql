@@ -39,7 +39,7 @@ CREATE TABLE tickets (
 CREATE INDEX queued ON tickets (line, route, tier_rank, start, number, state, created_at) WHERE state = 'queued';
 -- The queued tickets of one client.
 CREATE INDEX own ON tickets (line, tier, client, start, number) WHERE state = 'queued';
-CREATE INDEX leases ON tickets (line, lease_until, lease_boot) WHERE state = 'processing';
+CREATE INDEX leases ON tickets (line, lease_until) WHERE state = 'processing';
 CREATE INDEX finished ON tickets (line, completed_at) WHERE completed_at IS NOT NULL;
 
 CREATE UNIQUE INDEX keys ON tickets (line, route, client, key) WHERE key IS NOT NULL;

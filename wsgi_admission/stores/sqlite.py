@@ -100,8 +100,8 @@ class SQLiteStore(Store):
         if before is None:
             return None
         after = moves.claimed(before, now=now)
-        rows.move(connection, self._line, before, after, now=now)
-        rows.lease(connection, after, worker, until=self._clock() + lease, boot=self._boot)
+        until = {"worker": worker, "until": self._clock() + lease, "boot": self._boot}
+        rows.move(connection, self._line, before, after, now=now, lease=until)
         rows.charge(connection, self._line, after)
         return after
 
