@@ -190,13 +190,15 @@ def test_a_web_worker_with_stuck_threads_of_its_own_only_says_so(tmp_path: Path)
         assert workers(site) == [worker]
 
 
-def start_and_fail(tmp_path: Path, text: str, settings: str = "") -> subprocess.CompletedProcess[str]:
+def start_and_fail(
+    tmp_path: Path, text: str, settings: str = "", options: str = ""
+) -> subprocess.CompletedProcess[str]:
     """Start a gunicorn that refuses to."""
     config = ini(tmp_path, text)
     conf = tmp_path / "gunicorn.conf.py"
     conf.write_text(
         f"bind = '127.0.0.1:0'\nworkers = 2\ncontrol_socket_disable = True\n{settings}\n"
-        f"from wsgi_admission.integrations.gunicorn import install\ninstall(globals(), {str(config)!r})\n"
+        f"from wsgi_admission.integrations.gunicorn import install\ninstall(globals(), {str(config)!r}{options})\n"
     )
     return subprocess.run(
         [sys.executable, "-m", "gunicorn", "-c", str(conf), "tests.apps:app"],
@@ -311,6 +313,14 @@ def test_the_store_is_tried_with_the_rights_of_a_worker_and_not_in_the_master(tm
     rights.unlink()
     gone = replace(config, store=replace(config.store, url="sqlite:////dev/null/admission.db"))
     assert permanent_fault(gone, become_worker) == ""
+
+
+def test_memory_is_refused_where_nobody_replays(tmp_path: Path) -> None:
+    """Catches: a line that never moves."""
+    text = QUEUE_ALL + "[store]\nurl = memory://\n"
+    ended = start_and_fail(tmp_path, text, "workers = 1", ", replays=False")
+    assert ended.returncode == 1
+    assert "is one process's own, and none of gunicorn's replays: take a file" in ended.stderr
 
 
 def test_the_asgi_worker_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support import PATIENCE, ROOT, ini, stop, until
+from tests.support import PATIENCE, ROOT, gunicorn, ini, stop, until
 from tests.wsgi import call
 from wsgi_admission import AdmissionMiddleware
 from wsgi_admission.stores import Store
@@ -316,6 +316,19 @@ def test_a_process_whose_threads_are_stuck_is_replaced(place: Place) -> None:
         assert working.process.poll() is None
 
 
+def test_it_works_off_what_a_gunicorn_queues_that_replays_nothing(place: Place) -> None:
+    """Catches: a web server that takes the work of a machine made for it; tickets of one that the other cannot run."""
+    with gunicorn(place.folder, place.config, options="replays=False") as site:
+        accepted = site.ask("/pid", "POST")
+        assert len(psutil.Process(site.process.pid).children()) == 2
+        assert site.ask(accepted.json()["status_url"]).json()["status"] == "queued"
+        assert place.store.statistics(now=time.time()).workers == ()
+        with place.work() as working:
+            assert site.final(accepted)["status"] == "completed"
+            (child,) = working.children()
+            assert site.ask(accepted.json()["result_url"]).body == str(child.pid).encode()
+
+
 # Reloading
 
 
@@ -404,7 +417,7 @@ def spoil_nothing(_folder: Path) -> None:
         ("[admission]\nmax_concurent = 1\n", spoil_nothing, "did you mean 'max_concurrent'?"),
         (
             QUEUE_ALL + "[store]\nurl = memory://\n", spoil_nothing,
-            "[store] url = 'memory://': is one process's own, so there is nothing to replay for others: take a",
+            "[store] url = 'memory://': is one process's own, so nobody else can replay what waits there: take a file.",
         ),
         (QUEUE_ALL, lambda folder: (folder / "admission.db").mkdir(), "is not a plain file"),
     ],

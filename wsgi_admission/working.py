@@ -46,7 +46,7 @@ def read_config(path: str) -> Config:
     config = load_config(path, import_resolver=False)
     check_url(config.store.url)
     if config.store.url == "memory://":
-        reason = "is one process's own, so there is nothing to replay for others: take a SQLite file, or a server"
+        reason = "is one process's own, so nobody else can replay what waits there: take a file"
         raise ConfigError(f"{path} {config.store.problem('url', reason)}")
     return config
 
