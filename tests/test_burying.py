@@ -129,7 +129,7 @@ def test_a_process_that_leaves_can_be_buried_as_long_as_it_runs_something(
     monkeypatch.setattr(process.store, "report", lambda worker, **_: reported.append(worker.threads))
     monkeypatch.setattr(process.pool, "started", True)
     process.report()
-    monkeypatch.setattr(process.pool, "running", lambda: [("x", 1)])
+    monkeypatch.setattr(process.pool.runs, "held", lambda: [("x", 1)])
     monkeypatch.setattr(process.pool, "drain", lambda _timeout: process.report())
     process.drain(10)
     process.report()

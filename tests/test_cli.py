@@ -140,6 +140,8 @@ methods = POST                           ; default
 expected_time = 30s                      ; default
 max_concurrent = 1
 max_body = 16MiB                         ; default
+max_wait =                               ; default: as long as it takes
+max_runtime =                            ; default: as long as it takes
 crash_retries =                          ; default: that of [admission] applies
 """
     )

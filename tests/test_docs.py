@@ -6,6 +6,7 @@ the Makefile runs.  ``make demo`` is played by the command that the Makefile run
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from tests.wsgi import call, environ
 from wsgi_admission import AdmissionMiddleware, load_config
 from wsgi_admission.config import SECTIONS
 from wsgi_admission.options import Kind, options_of
+from wsgi_admission.policy.decision import Mode
 from wsgi_admission.stores import open_store
 from wsgi_admission.stores.records import Worker
 from wsgi_admission.ticket import LEGAL_MOVES, State
@@ -277,6 +279,36 @@ def start_gunicorn(desk: Path) -> Callable[[list[str], str], None]:
     return play
 
 
+def start_work(desk: Path) -> Callable[[list[str], str], None]:
+    """Return what plays ``work CONFIG APP``: the command itself, which replays one request that waits."""
+
+    def play(words: list[str], _shown: str) -> None:
+        config = load_config(desk / words[1], {})
+        queueing = replace(config, admission=replace(config.admission, mode=Mode.QUEUE_ALL))
+        site = AdmissionMiddleware(refuse, queueing, replays=False)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "wsgi_admission", *words],
+            cwd=desk, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            urls = call(site, "/api/generate", "POST").json()
+            until(lambda: call(site, urls["status_url"]).json()["status"] == "completed")
+            assert call(site, urls["result_url"]).body == b"a picture"
+            until(lambda: call(site, "/api/queue/health").json()["checks"]["workers"]["processes"] == 2, "both reports")
+        finally:
+            process.terminate()
+            told = process.communicate(timeout=30)[1]
+            site.close()
+        assert process.returncode == 0, told
+
+    return play
+
+
+def refuse(_environ: Any, _start_response: Any) -> list[bytes]:
+    """Be the app of a site whose requests run elsewhere."""
+    raise AssertionError("it is not this process that replays")
+
+
 def waits(url: str, state: str) -> None:
     """Wait for a ticket to be in a final state; one that is shown waiting may be further already."""
     if url and state == "completed":
@@ -382,7 +414,7 @@ def test_the_examples_of_the_http_page(desk: Path, monkeypatch: pytest.MonkeyPat
 )  # fmt: skip
 def test_the_commands_of_the_other_pages(desk: Path, request: pytest.FixtureRequest) -> None:
     """Catches: a command or its output that is not so."""
-    terminal = Terminal(desk, make=make, gunicorn=start_gunicorn(desk))
+    terminal = Terminal(desk, make=make, gunicorn=start_gunicorn(desk), work=start_work(desk))
     for block in blocks("console", pages=(request.node.callspec.params["desk"],)):
         terminal.run(block.text)
 

@@ -17,11 +17,24 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("recording",),
     ("ticket", "routes", "tiers", "load", "slots", "replay", "policy.*"),
     ("sections",),
-    ("config", "stores.*"),
+    ("config", "stores.*", "runs"),
     ("workers", "burying", "chores", "web.*", "running"),
     ("process", "arrivals"),
     ("middleware",),
-    ("__init__", "integrations.*", "client", "cli", "commands", "operators", "overview", "top", "__main__", "demo.*"),
+    (
+        "__init__",
+        "integrations.*",
+        "client",
+        "cli",
+        "commands",
+        "operators",
+        "overview",
+        "top",
+        "working",
+        "replaying",
+        "__main__",
+        "demo.*",
+    ),
 )
 LAST_ROW = len(ROWS) - 1
 # Packages whose modules may import each other.

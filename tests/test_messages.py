@@ -41,6 +41,11 @@ def test_a_pause_is_told_with_the_place() -> None:
     assert messages.retry(7, 0.95, paused=True).startswith("The queue is paused just now. To try again")
 
 
+def test_why_a_request_was_cancelled_that_waited_too_long() -> None:
+    """Catches: seconds shown to people."""
+    assert messages.expired(600.0) == "It could not be started within 10 minutes. Please try again later."
+
+
 def test_advice_on_a_retry_tells_the_load() -> None:
     """Catches: advice that says the same at every load."""
     assert messages.retry(7, 0.85) == (

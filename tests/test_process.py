@@ -319,6 +319,63 @@ def test_a_process_that_ends_hands_back_what_it_runs(tmp_path: Path) -> None:
 # What becomes of a request
 
 
+def test_a_request_that_waited_longer_than_its_route_allows_is_cancelled_with_the_reason(sites: list[Site]) -> None:
+    """Catches: max_wait that nobody looks after, or that reaches other routes; a client that is not told why."""
+    site = Site()
+    sites.append(site)
+    config = Config(
+        admission=Admission(mode=Mode.QUEUE_ALL),
+        store=StoreOptions(url="memory://"),
+        routes=(Route(name="image", path=("/image",), max_wait=0.05), Route(name="video", path=("/video",))),
+    )
+    site.middleware = AdmissionMiddleware(site.app, config, replays=False)
+    patient, impatient = site.call("/video").json(), site.call("/image").json()
+
+    def status(accepted: dict[str, str]) -> Any:
+        return site.call(accepted["status_url"], "GET").json()
+
+    until(lambda: status(impatient)["status"] == "cancelled")
+    reason = "It could not be started within 1 second. Please try again later."
+    told = status(impatient)
+    assert (told["error_message"], told["message"]) == (reason, f"🚫 Your request has been cancelled. {reason}")
+    assert "retry_suggestion" not in told
+    assert status(patient)["status"] == "queued"
+    site.call(patient["cancel_url"], "DELETE")
+    assert "error_message" not in status(patient)
+
+
+def test_a_process_reports_the_threads_that_are_not_stuck(sites: list[Site]) -> None:
+    """Catches: waits that are estimated as if hung threads worked; a process that is forgotten while it is alive."""
+    site, go = Site(), threading.Event()
+    sites.append(site)
+    config = Config(
+        admission=Admission(mode=Mode.QUEUE_ALL, max_concurrent=5, worker_threads=2),
+        store=StoreOptions(url="memory://"),
+        routes=(Route(name="image", path=("/image",), max_runtime=0.05),),
+    )
+
+    def app(_environ: Any, start_response: Any) -> list[bytes]:
+        assert go.wait(30)
+        start_response("200 OK", [])
+        return [b""]
+
+    site.middleware = AdmissionMiddleware(app, config)
+    process = site.middleware.process()
+
+    def reported() -> list[int]:
+        process.report()
+        return [worker.threads for worker in process.store.statistics(now=time.time()).workers]
+
+    assert reported() == [2]
+    for stuck in (1, 2):
+        site.call()
+        until(lambda: process.pool.runs.stuck == stuck, "the housekeeper's look")  # noqa: B023 - called at once
+        assert reported() == [1]
+    go.set()
+    until(lambda: not process.pool.runs.held(), "the ends")
+    assert reported() == [2]
+
+
 @pytest.mark.parametrize(("own", "retries"), [(None, 3), (0, 0), (5, 5)])
 def test_a_routes_own_crash_retries_go_before_the_sections(sites: list[Site], own: int | None, retries: int) -> None:
     """Catches: a route that must not repeat, repeated; 0 taken for nothing said."""

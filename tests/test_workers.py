@@ -28,7 +28,13 @@ class Floor:
     """A store with a pool over it; the app's runs wait for `go`."""
 
     def __init__(
-        self, *, threads: int = 2, slots: int = 5, limits: dict[str, int] | None = None, app: App | None = None
+        self,
+        *,
+        threads: int = 2,
+        slots: int = 5,
+        limits: dict[str, int] | None = None,
+        max_runtime: dict[str, float] | None = None,
+        app: App | None = None,
     ) -> None:
         self.seconds = 100.0
         self.store: Store = MemoryStore(clock=lambda: self.seconds)
@@ -39,7 +45,10 @@ class Floor:
         self.together = self.most = 0
         self._lock = threading.Lock()
         worker = Worker("w", "host", 1, threads, slots)
-        self.pool = Pool(app or self.app, self.store, self.slots, worker, may_start=lambda: self.allowed)
+        self.pool = Pool(
+            app or self.app, self.store, self.slots, worker,
+            may_start=lambda: self.allowed, max_runtime=max_runtime, monotonic=lambda: self.seconds,
+        )  # fmt: skip
 
     def app(self, env: dict[str, Any], start_response: Any) -> list[bytes]:
         """Note the run, wait, answer."""

@@ -40,6 +40,7 @@ __all__ = [
     "StoreOptions",
     "Tier",
     "Tiers",
+    "import_callable",
     "load_config",
     "load_with_origins",
 ]
@@ -96,7 +97,7 @@ class Config:
         if not self.tiers.resolver:
             return None
         try:
-            return _import(self.tiers.resolver)
+            return import_callable(self.tiers.resolver)
         except ValueError as error:
             raise ConfigError(*_located(self.source, [self.tiers.problem("resolver", str(error))])) from error
 
@@ -142,7 +143,7 @@ def load_with_origins(
     problems += _located(source, _conflicts(admission, api, routes))
     if tiers and tiers.resolver and import_resolver:
         try:
-            _import(tiers.resolver)
+            import_callable(tiers.resolver)
         except ValueError as error:
             problems += _located(source, [tiers.problem("resolver", str(error))])
     if problems or not (admission and load and store and tiers and api and log):
@@ -239,7 +240,11 @@ def _conflicts(admission: Admission | None, api: Api | None, routes: Sequence[Ro
                 yield route.problem("path", f"is a path of [route:{min(others)}] already, for the same method", pattern)
 
 
-def _import(reference: str) -> Callable[[dict[str, Any]], object]:
+def import_callable(reference: str) -> Callable[..., Any]:
+    """Import what ``module:attribute`` names.
+
+    :raises ValueError: when it cannot be imported, or is not callable; it says why.
+    """
     name, _, attributes = reference.partition(":")
     try:
         found = importlib.import_module(name)

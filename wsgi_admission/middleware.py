@@ -99,7 +99,8 @@ class AdmissionMiddleware:
         # Local names: a method's own are looked up faster than an instance's callable attributes.
         find, app = self._find, self.app
         route = find(environ["REQUEST_METHOD"], environ.get("PATH_INFO", ""))
-        if route is None:
+        # A replayed request has had its turn; what replays it may be no process of ours (see working.py).
+        if route is None or MARK in environ:
             return app(environ, start_response)
         process = self._process_or_none()
         if process is not None and process.alone:
@@ -119,6 +120,11 @@ class AdmissionMiddleware:
             if self._process is None or self._process.pid != os.getpid():
                 self._process = self._start()
             return self._process
+
+    def started(self) -> Process | None:
+        """Return what `process` has made in this process, or None if it has not made it yet."""
+        process = self._process
+        return process if process is not None and process.pid == os.getpid() else None
 
     def _start(self) -> Process:
         if time.monotonic() - self._failed_at < REOPEN_INTERVAL:
@@ -140,8 +146,7 @@ class AdmissionMiddleware:
 
     def drain(self, timeout: float) -> None:
         """Replay nothing more in this process: what runs has ``timeout`` seconds, then it returns to the line."""
-        process = self._process
-        if process is not None and process.pid == os.getpid():
+        if process := self.started():
             process.drain(timeout)
 
     def close(self) -> None:
@@ -161,8 +166,8 @@ class AdmissionMiddleware:
         self, process: Process | None, route: Route, environ: Environ, start_response: StartResponse
     ) -> Iterable[bytes]:
         """Answer a matching request; the store cannot be opened if ``process`` is None."""
-        if MARK in environ or self._mode is _PASS_THROUGH:
-            return self.app(environ, start_response)  # a replayed request has had its turn
+        if self._mode is _PASS_THROUGH:
+            return self.app(environ, start_response)
         if self._mode is _SHADOW:
             return self._shadow(process, route, environ, start_response)
         body = received(environ, route)

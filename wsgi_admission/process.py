@@ -15,7 +15,7 @@ from pathlib import Path
 from wsgi_admission import host, logs
 from wsgi_admission.burying import bury_dead
 from wsgi_admission.chores import AGAIN, Chore, Housekeeper
-from wsgi_admission.config import Admission, Config
+from wsgi_admission.config import Config
 from wsgi_admission.errors import StoreError
 from wsgi_admission.load import Load, LoadMeter
 from wsgi_admission.logs import event
@@ -26,6 +26,7 @@ from wsgi_admission.slots import HostSlots, LocalSlots, Slots
 from wsgi_admission.stores import Store, open_store
 from wsgi_admission.stores.records import PRUNED_AT_ONCE, Counts, Passed, Worker
 from wsgi_admission.tiers import Resolver
+from wsgi_admission.web import messages
 from wsgi_admission.web.answers import Environ
 from wsgi_admission.web.api import Api
 from wsgi_admission.workers import Pool
@@ -47,6 +48,10 @@ _EMPTY, _PAUSED = Line(0), Line(0, paused=True)
 def route_limits(config: Config) -> dict[str, int]:
     """Return route -> slots of its own, for the routes that have a limit."""
     return {route.name: route.max_concurrent for route in config.routes if route.max_concurrent is not None}
+
+
+def _max_runtime(config: Config) -> dict[str, float]:
+    return {route.name: route.max_runtime for route in config.routes if route.max_runtime is not None}
 
 
 def open_slots(config: Config) -> Slots:
@@ -115,15 +120,17 @@ class Process:
 
     def report(self) -> None:
         """Say with how many threads this process replays; while it leaves, those that still run a ticket."""
-        if self.pool.started and not self.left:
-            threads = self.pool.worker.threads if self.pool.claims else len(self.pool.running())
-            self.store.report(replace(self.pool.worker, threads=threads), now=time.time())
+        pool = self.pool
+        if pool.started and not self.left:
+            # One with no threads would be forgotten, and not be found dead then.
+            threads = max(1, pool.worker.threads - pool.runs.stuck) if pool.claims else len(pool.runs.held())
+            self.store.report(replace(pool.worker, threads=threads), now=time.time())
 
     def drain(self, timeout: float) -> None:
         """Claim nothing more, and hand back what still runs after ``timeout`` seconds."""
         if self.pool.started:
             self.pool.stop()
-            event(log, "process.draining", pid=self.pid, running=len(self.pool.running()), timeout=timeout)
+            event(log, "process.draining", pid=self.pid, running=len(self.pool.runs.held()), timeout=timeout)
             try:
                 self.report()
             finally:
@@ -237,7 +244,7 @@ def start_process(app: App, config: Config, identify: Resolver, *, replays: bool
         slots=admission.max_concurrent,
         born=host.born(pid) or 0.0,
     )
-    pool = Pool(app, store, slots, worker, may_start=may_start)
+    pool = Pool(app, store, slots, worker, may_start=may_start, max_runtime=_max_runtime(config))
     passing = Passing()
     ranks = {tier.name: rank for rank, tier in enumerate(config.tiers.order)}
     process = Process(
@@ -251,15 +258,22 @@ def start_process(app: App, config: Config, identify: Resolver, *, replays: bool
         load=load,
         alone=config.store.url == "memory://",
     )
-    process.housekeeper = Housekeeper(_chores(process, meter, config.admission))
+    process.housekeeper = Housekeeper(_chores(process, meter, config))
     if replays:
         process.replay()
     process.housekeeper.start()
     return process
 
 
-def _chores(process: Process, meter: LoadMeter, admission: Admission) -> list[Chore]:
-    store = process.store
+def _chores(process: Process, meter: LoadMeter, config: Config) -> list[Chore]:
+    store, admission = process.store, config.admission
+    deadlines = {route.name: route.max_wait for route in config.routes if route.max_wait is not None}
+
+    def expire() -> None:
+        now = time.time()
+        for route, seconds in deadlines.items():
+            if expired := store.expire(route, before=now - seconds, now=now, reason=messages.expired(seconds)):
+                log.warning("%d tickets of %s were cancelled: they waited longer than max_wait", expired, route)
 
     def prune() -> object:
         now = time.time()
@@ -272,6 +286,8 @@ def _chores(process: Process, meter: LoadMeter, admission: Admission) -> list[Ch
         Chore(TIDY_INTERVAL, lambda: give_up_slow(now=time.monotonic())),
         Chore(TIDY_INTERVAL, process.leases),
         Chore(TIDY_INTERVAL, process.bury),
+        Chore(TIDY_INTERVAL, process.pool.look_for_stuck),
+        Chore(TIDY_INTERVAL, expire),
         Chore(TIDY_INTERVAL, lambda: process.passing.flush(store)),
         Chore(TIDY_INTERVAL, lambda: store.maintain(now=time.time())),
         Chore(admission.cleanup_interval, prune),

@@ -253,6 +253,16 @@ class Route(NamedSection):
         None, "requests of this route that run at once", optional(whole(1), "as many as the host has slots")
     )
     max_body: int = option(16 * 2**20, "largest request body; a larger one is answered with 413", size())
+    max_wait: float | None = option(
+        None,
+        "how long a request of this route may wait for its start; then it is cancelled",
+        optional(duration(), "as long as it takes"),
+    )
+    max_runtime: float | None = option(
+        None,
+        "how long a run of this route may take; one that takes longer is reported, and its slot is free for others",
+        optional(duration(), "as long as it takes"),
+    )
     crash_retries: int | None = option(
         None,
         "how often a request of this route runs again after a worker died in the middle of it (0: never)",

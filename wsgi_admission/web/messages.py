@@ -48,6 +48,11 @@ def status(
     return f"{sentence}{'' if sentence.endswith('.') else '.'} {hint}" if hint else sentence
 
 
+def expired(seconds: float) -> str:
+    """Return why a request is cancelled that has waited for as many seconds as it may."""
+    return f"It could not be started within {human(max(1.0, seconds))}. Please try again later."
+
+
 def retry(delay: float, load: float, *, paused: bool = False) -> str:
     """Return the advice on when to ask again.  ``delay`` is in seconds, ``load`` is 0 to 1."""
     why = "Others are served first."

@@ -89,10 +89,11 @@ class Views:
             "message": self._message(ticket, outlook),
             **self._urls(environ, ticket),
         }
-        if ticket.state is State.FAILED:
+        if ticket.state is State.FAILED or (ticket.state is State.CANCELLED and ticket.error):
             data["error_message"] = ticket.error
             if ticket.retryable:
                 data["retry_url"] = f"{data['status_url']}/retry"
+        if ticket.state is State.FAILED:
             retry = min(ticket.crashes, 8)
             advice = messages.retry_kept if ticket.retryable else messages.retry_failed
             data["retry_suggestion"] = self._suggestion(advice, retry, self._load().value, now)
