@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import uuid
 from typing import Any
 
@@ -302,6 +303,24 @@ def test_a_second_retry_is_refused() -> None:
     assert "retry_url" not in desk.ask("status", ticket).json()
 
 
+def test_what_is_done_through_the_api_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Catches: a ticket that ends, or begins anew, and of which the log knows nothing."""
+    caplog.set_level(logging.INFO)
+    desk = Desk()
+    failed = crashed(desk)
+    again = desk.ask("status", f"{failed.id}/retry", "POST").json()["request_id"]
+    waiting = desk.put()
+    running = desk.claim()
+    for ticket_id in (waiting.id, running.id):
+        desk.ask("status", ticket_id, "DELETE")
+    assert running.id == again
+    assert caplog.messages == [
+        f"ticket.queued ticket={again[:8]} route=image tier=registered retry_of={failed.id[:8]}",
+        f"ticket.cancelled ticket={waiting.id[:8]} route=image",
+        f"ticket.cancelling ticket={again[:8]} route=image",
+    ]
+
+
 def test_only_its_owner_has_a_ticket_run_again() -> None:
     """Catches: somebody else's slot taken, and his place seen, by knowing an id."""
     desk = Desk()
@@ -395,6 +414,27 @@ def test_health_by_load_and_length(value: float, queued: int, status: str) -> No
     assert result.status == "200 OK"
     assert result.json()["status"] == status
     assert result.json()["checks"]["load"]["failed"] == {"memory": "failing"}
+
+
+def test_a_pause_is_seen_by_the_owner_of_a_ticket_and_in_the_health() -> None:
+    """Catches: an estimate while nothing moves; a client that asks every second; a pause that nobody notices."""
+    desk = Desk()
+    desk.load = Load(value=0.1, above="", readings={}, failed={}, memory_above=False)
+    ticket = desk.put()
+    assert call(desk.api, "/api/queue/health").json()["checks"]["paused"] == {"status": "ok"}
+    desk.store.pause(paused=True)
+    status = desk.ask("status", ticket)
+    data = status.json()
+    assert data["message"].startswith("⏸️ You're #1 in queue.")
+    assert data["position_in_queue"] == 1
+    for name in ("estimated_wait_time", "estimated_wait_human", "estimated_wait_p90"):
+        assert data[name] is None
+    assert 13 <= int(status.header("Retry-After") or 0) <= 17
+    accepted = call(lambda *told: desk.api.admitted(ticket, *told), "/image", "POST").json()
+    assert accepted["message"] == data["message"]
+    assert accepted["retry_suggestion"]["message"].startswith("The queue is paused just now.")
+    health = call(desk.api, "/api/queue/health").json()
+    assert (health["status"], health["checks"]["paused"]) == ("warning", {"status": "paused"})
 
 
 def test_a_dead_store_is_503_only_when_nothing_can_run_either(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import io
+import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,8 @@ import pytest
 
 from tests.support import until
 from tests.wsgi import Result, call, environ
-from wsgi_admission import AdmissionMiddleware, Config, ConfigError, StoreUnavailable
-from wsgi_admission.config import Admission, Route, StoreOptions
+from wsgi_admission import AdmissionMiddleware, Config, ConfigError, StoreUnavailable, logs
+from wsgi_admission.config import Admission, LogOptions, Route, StoreOptions
 from wsgi_admission.policy.decision import Mode
 from wsgi_admission.process import line_reader
 from wsgi_admission.replay import MARK
@@ -414,6 +417,29 @@ def test_a_store_that_cannot_keep_a_request_means_running_or_503_but_never_202(
     held.close()
 
 
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_what_is_queued_is_told_without_what_the_client_sent(
+    made: list[Site], caplog: pytest.LogCaptureFixture, form: str
+) -> None:
+    """Catches: a cookie, a query value or a whole id in the log; a format that is not the configured one."""
+    caplog.set_level(logging.INFO)
+    site = Site(mode=Mode.QUEUE_ALL)
+    made.append(site)
+    config = replace(site.config, log=LogOptions(format=form))
+    site.middleware = AdmissionMiddleware(site.app, config, replays=False)
+    try:
+        accepted = site.call("/image?prompt=private", HTTP_COOKIE="session=private")
+    finally:
+        logs.use("text")
+    ticket = accepted.json()["request_id"]
+    if form == "text":
+        assert caplog.messages[-1] == f"ticket.queued ticket={ticket[:8]} route=image tier=anonymous"
+    else:
+        assert json.loads(caplog.messages[-1])["ticket"] == ticket[:8]
+    assert "private" not in caplog.text
+    assert ticket not in caplog.text
+
+
 def test_a_store_that_cannot_be_opened_leaves_the_site_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Catches: a 500 on every request because of a wrong file; no way back when it is mended."""
     wrong = tmp_path / "admission.db"
@@ -433,7 +459,7 @@ def test_a_store_that_cannot_be_opened_leaves_the_site_up(tmp_path: Path, caplog
     health = site.call("/api/queue/health", "GET")
     assert (health.status, health.json()["status"]) == ("200 OK", "degraded")
     assert site.open("/elsewhere")[0] == "200 OK"
-    assert "the store cannot be opened" in caplog.text
+    assert "store.failing step=open error=" in caplog.text
     wrong.rmdir()
     site.middleware._failed_at = -1e9  # as if a second had passed
     assert site.call().status == "202 Accepted"

@@ -1175,6 +1175,7 @@ def test_workers_are_alive_as_long_as_they_report(store: Store) -> None:
     assert store.statistics(now=WORKER_ALIVE).workers == (one, two)
     store.report(replace(one, threads=4), now=10)
     assert store.statistics(now=WORKER_ALIVE + 1).workers == (replace(one, threads=4),)
+    assert [worker.reported for worker in store.statistics(now=11).workers] == [10, 0]
     store.report(replace(one, threads=0), now=11)
     store.report(replace(two, id="never there", threads=0), now=11)
     assert store.statistics(now=11).workers == (two,)

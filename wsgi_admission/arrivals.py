@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from wsgi_admission.config import Route
 from wsgi_admission.errors import AdmissionError, KeyReused, RequestRefused, UntellableLength
+from wsgi_admission.logs import event
 from wsgi_admission.receiving import Body, receive
 from wsgi_admission.web.answers import Answer, Environ, problem, retry_later
 
@@ -27,7 +28,7 @@ def refusal(error: AdmissionError) -> Answer:
     """Return the answer to a request that can be neither run nor kept."""
     if isinstance(error, (RequestRefused, KeyReused)):
         return problem(int(error.status[:3]), str(error))
-    log.error("a request could not be kept: %s", error)
+    event(log, "store.failing", level=logging.ERROR, step="body", error=error)
     return retry_later("The server cannot keep the request just now.", 1.0)
 
 

@@ -31,6 +31,7 @@ from wsgi_admission.errors import (
     StoreError,
     StoreUnavailable,
 )
+from wsgi_admission.logs import event
 from wsgi_admission.policy.decision import Mode, Verdict, decide
 from wsgi_admission.process import Process, route_limits, start_process
 from wsgi_admission.receiving import Body
@@ -98,7 +99,8 @@ class AdmissionMiddleware:
         # Local names: a method's own are looked up faster than an instance's callable attributes.
         find, app = self._find, self.app
         route = find(environ["REQUEST_METHOD"], environ.get("PATH_INFO", ""))
-        if route is None:
+        # A replayed request has had its turn; what replays it may be no process of ours (see working.py).
+        if route is None or MARK in environ:
             return app(environ, start_response)
         process = self._process_or_none()
         if process is not None and process.alone:
@@ -119,6 +121,11 @@ class AdmissionMiddleware:
                 self._process = self._start()
             return self._process
 
+    def started(self) -> Process | None:
+        """Return what `process` has made in this process, or None if it has not made it yet."""
+        process = self._process
+        return process if process is not None and process.pid == os.getpid() else None
+
     def _start(self) -> Process:
         if time.monotonic() - self._failed_at < REOPEN_INTERVAL:
             raise StoreUnavailable("The store could not be opened a moment ago.")
@@ -126,19 +133,20 @@ class AdmissionMiddleware:
         self._inherited = self._process
         try:
             process = start_process(self.app, self.config, self._identify, replays=self.replays)
-        except StoreError:
+        except StoreError as error:
             if self._failed_at < 0:  # once until it works
-                log.exception("the store cannot be opened; requests run without a line while slots are free")
+                event(log, "store.failing", level=logging.ERROR, step="open", error=error)
             self._failed_at = time.monotonic()
             raise
+        if self._failed_at >= 0:
+            event(log, "store.back", step="open")
         self._failed_at = -REOPEN_INTERVAL
         atexit.register(self.close)
         return process
 
     def drain(self, timeout: float) -> None:
         """Replay nothing more in this process: what runs has ``timeout`` seconds, then it returns to the line."""
-        process = self._process
-        if process is not None and process.pid == os.getpid():
+        if process := self.started():
             process.drain(timeout)
 
     def close(self) -> None:
@@ -158,8 +166,8 @@ class AdmissionMiddleware:
         self, process: Process | None, route: Route, environ: Environ, start_response: StartResponse
     ) -> Iterable[bytes]:
         """Answer a matching request; the store cannot be opened if ``process`` is None."""
-        if MARK in environ or self._mode is _PASS_THROUGH:
-            return self.app(environ, start_response)  # a replayed request has had its turn
+        if self._mode is _PASS_THROUGH:
+            return self.app(environ, start_response)
         if self._mode is _SHADOW:
             return self._shadow(process, route, environ, start_response)
         body = received(environ, route)
@@ -219,7 +227,7 @@ class AdmissionMiddleware:
             close(body)
             return refusal(error).send(environ, start_response)
         except StoreError as error:
-            log.exception("a request could not be queued; it runs at once if a slot is free")
+            event(log, "store.failing", level=logging.ERROR, step="put", route=route.name, error=error)
             if key != NO_KEY:
                 # Nobody knows whether it is there already, and a key promises that it runs once.
                 close(body)
@@ -250,7 +258,7 @@ class AdmissionMiddleware:
         ticket = process.store.put(new, request, now=now, key=key.value, digest=key.digest)
         if ticket.id == new.id:
             process.pool.wake()
-            log.info("ticket %s: %s queued for %s", ticket.id[:8], ticket.route, ticket.tier)
+            event(log, "ticket.queued", ticket=ticket.id, route=ticket.route, tier=ticket.tier)
         return ticket
 
     def _api_without_store(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:

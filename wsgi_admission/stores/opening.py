@@ -130,6 +130,15 @@ def _make_schema(connection: sqlite3.Connection, path: Path, patience: float) ->
         raise
 
 
+def empty() -> sqlite3.Connection:
+    """Return a database in memory that has our schema and nothing in it."""
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    for statement in statements(script("schema.sql")):
+        connection.execute(statement)
+    return connection
+
+
 def _looks_ours(connection: sqlite3.Connection, path: Path) -> bool:
     """Do what `_is_ours` does in one transaction: another process may be making the schema in this moment."""
     connection.execute("BEGIN")

@@ -91,7 +91,7 @@ def facts_of(answer: bytes) -> tuple[Statistics, list[tuple[Worker, float]]]:
     workers = []
     for report in sorted(map(json.loads, reports), key=lambda each: str(each["id"])):
         seen = report.pop("seen")
-        workers.append((Worker(**report), seen))
+        workers.append((Worker(**{**report, "reported": seen}), seen))
     statistics = Statistics(
         tuple((route, start) for start, _, route in started), MappingProxyType(times), completions=completions
     )

@@ -245,6 +245,6 @@ def facts(connection: sqlite3.Connection, line: str, minute: int) -> Facts:
     return Facts(
         tuple(connection.execute(SQL["running"], parameters).fetchall()),
         MappingProxyType({route: tuple(seconds) for route, seconds in run_times.items()}),
-        tuple((Worker(*values), seen) for *values, seen in workers),
+        tuple((replace(Worker(*values), reported=seen), seen) for *values, seen in workers),
         completions,
     )

@@ -16,16 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from wsgi_admission import host
-from wsgi_admission.errors import LeaseLost, UnknownTicket
+from wsgi_admission.errors import LeaseLost, StoreError, UnknownTicket
 from wsgi_admission.replay import Recording
-from wsgi_admission.stores import Store, moves, opening, pruning, rows
+from wsgi_admission.stores import Store, mending, moves, opening, pruning, rows
 from wsgi_admission.stores.bodies import Bodies, Stored
 from wsgi_admission.stores.checkpoints import Checkpointer, wal_race
-from wsgi_admission.stores.connections import Connections
+from wsgi_admission.stores.connections import Connections, is_damage, unavailable
 from wsgi_admission.stores.records import WORKER_ALIVE, Counts, Minute, Passed, Statistics, Worker
 from wsgi_admission.stores.rows import SQL
 from wsgi_admission.stores.watch import Watch
 from wsgi_admission.ticket import State, Ticket
+
+#: Seconds between two looks through the whole database for damage: a full disk, too, gives reason for one.
+LOOK_AGAIN = 60.0
 
 
 class SQLiteStore(Store):
@@ -58,7 +61,9 @@ class SQLiteStore(Store):
         self._durability = durability
         self._clock = clock
         self._boot = host.boot_id() if boot is None else boot
-        opening.prepare(self._path, patience=patience)
+        self._patience = patience
+        self._looked = -LOOK_AGAIN  # for damage
+        self._prepare()
         full = durability == "full"
         self._bodies = Bodies(self._path.with_name(f"{self._path.name}.bodies"), durable=full)
         self._connections = Connections(self._path, full=full, patience=patience)
@@ -295,7 +300,11 @@ class SQLiteStore(Store):
         return pruning.prune(self._connections, self._bodies, self._line, before=before, now=now)
 
     def maintain(self, *, now: float) -> None:
-        """Carry the write-ahead log over into the database when it is time."""
+        """Carry the write-ahead log over into the database when it is time; begin anew if that is damaged."""
+        if self._connections.damaged and abs(now - self._looked) >= LOOK_AGAIN:
+            self._connections.damaged = not self._mend()
+            if not self._connections.damaged:
+                self._looked = now
         self._checkpointer.maintain(now=now)
 
     def changed(self) -> int:
@@ -316,12 +325,30 @@ class SQLiteStore(Store):
             "size": str(_size(self._path)),
             "wal_size": str(_size(wal)),
             "wal_race": wal_race(sqlite3.sqlite_version_info),
+            **({"damaged": ", ".join(copies)} if (copies := mending.aside(self._path)) else {}),
         }
 
     def close(self) -> None:
         """Close every connection."""
         self._watch.close()
         self._connections.close()
+
+    def _prepare(self) -> None:
+        try:
+            opening.prepare(self._path, patience=self._patience)
+        except StoreError as error:
+            # Only a file that we have had open before: another one may be somebody's.
+            ours = self._path.with_name(f"{self._path.name}-mark").exists()
+            if not ours or error.__cause__ is None or not is_damage(error.__cause__):
+                raise
+            self._mend()
+            opening.prepare(self._path, patience=self._patience)
+
+    def _mend(self) -> bool:
+        try:
+            return mending.mend(self._path, patience=self._patience)
+        except (sqlite3.Error, OSError) as error:
+            raise unavailable(self._path, error) from error
 
     def _named(self, ticket_id: str) -> dict[str, str]:
         return {"line": self._line, "id": ticket_id}

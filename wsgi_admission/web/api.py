@@ -13,12 +13,12 @@ import logging
 import random
 import re
 import time
-import uuid
 from collections.abc import Callable, Iterable
 
 from wsgi_admission.config import Config
 from wsgi_admission.errors import FinalTicket, GoneTicket, NotRetryable, StoreError, UnknownTicket
 from wsgi_admission.load import Load
+from wsgi_admission.logs import event
 from wsgi_admission.replay import Recording, serve
 from wsgi_admission.stores import Store
 from wsgi_admission.ticket import State, Ticket
@@ -88,8 +88,8 @@ class Api:
             answer = problem(409, "The request of this ticket is not kept: it cannot be run again from here.")
         except FinalTicket as final:
             answer = problem(409, f"The ticket is {final.state} already.")
-        except StoreError:
-            log.exception("the queue API got no answer from the store")
+        except StoreError as error:
+            event(log, "store.failing", level=logging.ERROR, step="api", error=error)
             answer = retry_later("The queue cannot be read just now.", self._load().value)
         if isinstance(answer, Answer):
             return answer.send(environ, start_response)
@@ -173,24 +173,18 @@ class Api:
 
     def _cancel(self, environ: Environ, ticket: Ticket) -> Answer:
         ticket = self._store.cancel(ticket.id, now=self._clock())
+        name = "ticket.cancelled" if ticket.state.final else "ticket.cancelling"
+        event(log, name, ticket=ticket.id, route=ticket.route)
         data, headers = self._views.status(environ, ticket)
         return json_answer(200, data, *headers)
 
     def _retry(self, environ: Environ, ticket: Ticket) -> Answer:
         """Run a failed request again, as a new ticket at the end of its client's."""
         now = self._clock()
-        again = Ticket(
-            id=str(uuid.uuid4()),
-            route=ticket.route,
-            tier=ticket.tier,
-            tier_rank=ticket.tier_rank,
-            client=ticket.client,
-            owner=ticket.owner,
-            cost=self.forecast.expected(ticket.route, now=now),
-            crash_retries=ticket.crash_retries,
-            created_at=now,
-        )
-        data, headers = self._views.accepted(environ, self._store.retry(ticket.id, again, now=now))
+        again = ticket.again(cost=self.forecast.expected(ticket.route, now=now), now=now)
+        again = self._store.retry(ticket.id, again, now=now)
+        event(log, "ticket.queued", ticket=again.id, route=again.route, tier=again.tier, retry_of=ticket.id)
+        data, headers = self._views.accepted(environ, again)
         return json_answer(202, data, *headers)
 
     def _events(self, environ: Environ, ticket: Ticket) -> Answer:
