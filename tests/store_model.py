@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from wsgi_admission.errors import FinalTicket, GoneTicket, KeyReused, LeaseLost, UnknownTicket
+from wsgi_admission.errors import FinalTicket, GoneTicket, KeyReused, LeaseLost, NotRetryable, UnknownTicket
 from wsgi_admission.replay import Recording
 from wsgi_admission.stores import Store
 from wsgi_admission.stores.records import MINUTES_KEPT, RATE_MINUTES, RUN_TIMES, WORKER_ALIVE, Passed, Tally, Worker
@@ -147,12 +147,14 @@ class Model:
         client = (run.tier, run.client)
         self.claimed[client] = max(self.claimed.get(client, 0.0), run.start + run.cost)
 
-    def finish(self, kept: Kept, state: State, response: bytes | None, now: float, error: str) -> None:
+    def finish(
+        self, kept: Kept, state: State, response: bytes | None, now: float, error: str, *, keep_request: bool
+    ) -> None:
         """End a run."""
         if kept.ticket.cancelling:
             self.end(kept, State.CANCELLED, now, kept.ticket.error)
             return
-        self.end(kept, state, now, error)
+        self.end(kept, state, now, error, keep_request=keep_request)
         kept.response = response
         seconds = now - (kept.ticket.started_at or 0.0)
         self.add(kept.ticket, ran=1, run_seconds=seconds)
@@ -171,9 +173,15 @@ class Model:
         self.add(kept.ticket, crashed=1)
         kept.ticket = replace(kept.ticket, crashes=kept.ticket.crashes + 1)
         if kept.ticket.crashes > kept.ticket.crash_retries and not kept.ticket.cancelling:
-            self.end(kept, State.FAILED, now, sentence)
+            self.end(kept, State.FAILED, now, sentence, keep_request=True)
         else:
             self.give_back(kept, now)
+
+    def retry(self, kept: Kept, new: Ticket, now: float) -> None:
+        """Put it with the request of another."""
+        assert kept.request is not None
+        self.put(new, kept.request, now)
+        kept.ticket, kept.request = replace(kept.ticket, retryable=False), None
 
     def cancel(self, kept: Kept, now: float, reason: str) -> None:
         """Cancel what waits, and mark what runs."""
@@ -182,10 +190,10 @@ class Model:
         else:
             kept.ticket = replace(kept.ticket, cancelling=True, error=kept.ticket.error or reason)
 
-    def end(self, kept: Kept, state: State, now: float, error: str) -> None:
+    def end(self, kept: Kept, state: State, now: float, error: str, *, keep_request: bool = False) -> None:
         """Make a ticket final."""
-        kept.ticket = replace(kept.ticket, state=state, completed_at=now, error=error)
-        kept.request = None
+        kept.ticket = replace(kept.ticket, state=state, completed_at=now, error=error, retryable=keep_request)
+        kept.request = kept.request if keep_request else None
         if state is not State.CANCELLED:
             self.completions.append((int(now // 60), kept.ticket.tier, kept.ticket.route))
 
@@ -267,7 +275,8 @@ class Walk:
 
     def run(self, steps: int) -> None:
         """Take so many steps, comparing everything now and then."""
-        likely = [self.put] * 6 + [self.claim] * 5 + [self.finish] * 3 + [self.late, self.cancel, self.release] * 2
+        likely = [self.put] * 6 + [self.claim] * 5 + [self.finish] * 3
+        likely += [self.late, self.cancel, self.release, self.retry] * 2
         rare = [self.renew, self.progress, self.requeue, self.bury, self.prune, self.observe, self.report]
         for step in range(steps):
             passed = self.chance.choice((0.0, 0.25, 3.0, 20.0))
@@ -283,10 +292,9 @@ class Walk:
         running = self.model.processing()
         return self.chance.choice(running) if running else None
 
-    def put(self) -> None:
-        """Put a ticket."""
-        body = self.chance.randbytes(self.chance.choice((0, 10, 2000)))
-        new = ticket(
+    def new(self) -> Ticket:
+        """Return some ticket that has not been put yet."""
+        return ticket(
             self.chance.choice("abcde"),
             route=self.chance.choice(ROUTES),
             tier=self.chance.choice(("donor", "registered", "anonymous")),
@@ -295,6 +303,11 @@ class Walk:
             crash_retries=self.chance.choice((0, 1, 2)),
             created_at=self.now,
         )
+
+    def put(self) -> None:
+        """Put a ticket."""
+        body = self.chance.randbytes(self.chance.choice((0, 10, 2000)))
+        new = self.new()
         key, digest = self.chance.choice(("", "", "k", "l")), self.chance.choice(("d", "d", "e"))
         known = self.model.recall(new.route, new.client, key)
         if known is not None and known.digest != digest:
@@ -326,8 +339,10 @@ class Walk:
         error = "It failed." if state is State.FAILED else ""
         response = None if body is None else recording(body)
         run = kept.ticket
-        self.model.finish(kept, state, body, self.now, error)
-        assert self.store.finish(run.id, run.attempt, state, response, now=self.now, error=error) == kept.ticket
+        keep = state is State.FAILED and body is None and self.chance.random() < 0.5
+        self.model.finish(kept, state, body, self.now, error, keep_request=keep)
+        ended = self.store.finish(run.id, run.attempt, state, response, now=self.now, error=error, keep_request=keep)
+        assert ended == kept.ticket
 
     def late(self) -> None:
         """Write under an attempt that is not the current one."""
@@ -351,6 +366,19 @@ class Walk:
             return
         self.model.cancel(kept, self.now, "Because.")
         assert self.store.cancel(kept.ticket.id, now=self.now, reason="Because.") == kept.ticket
+
+    def retry(self) -> None:
+        """Retry anything."""
+        if not self.model.tickets:
+            return
+        failed = [kept for kept in self.model.tickets if kept.ticket.retryable]
+        kept, new = self.chance.choice(failed or self.model.tickets), self.new()
+        if not kept.ticket.retryable:
+            with pytest.raises(NotRetryable):
+                self.store.retry(kept.ticket.id, new, now=self.now)
+            return
+        self.model.retry(kept, new, self.now)
+        assert self.store.retry(kept.ticket.id, new, now=self.now) == self.model.find(new.id).ticket
 
     def release(self) -> None:
         """Give a run back."""

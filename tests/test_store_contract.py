@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 
 from tests.store_model import LATE, ROUTES, Clock, Walk, read, recording, ticket
-from wsgi_admission.errors import ConfigError, FinalTicket, GoneTicket, KeyReused, LeaseLost, StoreError, UnknownTicket
+from wsgi_admission.errors import (
+    ConfigError,
+    FinalTicket,
+    GoneTicket,
+    KeyReused,
+    LeaseLost,
+    NotRetryable,
+    StoreError,
+    UnknownTicket,
+)
 from wsgi_admission.stores import Store, open_store
 from wsgi_admission.stores.memory import MemoryStore
 from wsgi_admission.stores.records import (
@@ -421,8 +430,6 @@ def test_a_ticket_whose_workers_keep_dying_fails(store: Store, clock: Clock) -> 
     assert failed.error.endswith(".")
     assert len(failed.error.split()) > 5, "a sentence for people"
     assert store.response(new.id) is None
-    with pytest.raises(UnknownTicket):
-        store.request(new.id)
 
 
 def test_without_crash_retries_the_first_death_is_the_last(store: Store, clock: Clock) -> None:
@@ -596,6 +603,109 @@ def test_the_request_is_erased_when_the_ticket_is_final(store: Store) -> None:
             store.request(ended.id)
 
 
+# Running again what failed
+
+
+def interrupted(store: Store, *, how: str = "kept", body: bytes = b"body") -> Ticket:
+    """Return a ticket that failed without an answer of the app, and whose request is kept."""
+    new = store.put(ticket(crash_retries=0), recording(body), now=0)
+    run = store.claim("dead", now=1, lease=30, routes=ROUTES)
+    assert run is not None
+    if how == "kept":
+        store.finish(run.id, run.attempt, State.FAILED, None, now=2, error="It stopped.", keep_request=True)
+    else:
+        store.bury("dead", now=2)
+    return store.get(new.id)
+
+
+@pytest.mark.parametrize("size", [4, INLINE_BODY + 1])
+@pytest.mark.parametrize("how", ["kept", "crashed"])
+def test_what_failed_without_an_answer_can_be_run_again(store: Store, how: str, size: int) -> None:
+    """Catches: a promise that ends with the last crash; a request that is lost, copied or cut on its way."""
+    old = interrupted(store, how=how, body=b"b" * size)
+    assert (old.state, old.retryable, old.completed_at) == (State.FAILED, True, 2)
+    assert read(store.request(old.id)) == ('{"method": "POST"}', b"b" * size, size)
+    put(store, "bob")
+    new = ticket(cost=3)
+    again = store.retry(old.id, new, now=9)
+    assert again == store.get(new.id) == replace(new, start=10.0, number=3)
+    assert store.get(old.id) == replace(old, retryable=False)
+    with pytest.raises(UnknownTicket):
+        store.request(old.id)
+    assert read(store.request(again.id)) == ('{"method": "POST"}', b"b" * size, size)
+    assert store.counts()["donor", "image"] == replace(
+        Tally(queued=2, accepted=3, started=1, failed=1, wait_seconds=1),
+        **({"crashed": 1} if how == "crashed" else {"ran": 1, "run_seconds": 1}),
+    )
+    assert store.ahead(again.id) == {"image": 1}
+    finish(store, claim(store))
+    finish(store, claim(store))
+    assert store.get(again.id).state is State.COMPLETED
+
+
+def test_what_failed_is_retried_once(store: Store) -> None:
+    """Catches: a ticket for each click; a retry that is refused and takes the request along."""
+    old = interrupted(store)
+    taken = put(store)
+    with pytest.raises(StoreError, match=taken.id):
+        store.retry(old.id, ticket_with_id(taken.id), now=3)
+    assert store.get(old.id) == old
+    new = store.retry(old.id, ticket(), now=3)
+    assert read(store.request(new.id)) is not None
+    refused = ticket()
+    with pytest.raises(NotRetryable) as twice:
+        store.retry(old.id, refused, now=4)
+    assert twice.value.ticket_id == old.id
+    with pytest.raises(UnknownTicket):
+        store.get(refused.id)
+
+
+@pytest.mark.parametrize("state", ["queued", "processing", "completed", "answered 500", "raised", "cancelled"])
+def test_nothing_else_can_be_retried(store: Store, state: str) -> None:
+    """Catches: a second run of what has an answer, still runs, or is not wanted; a request kept beyond its use."""
+    new = put(store)
+    if state == "cancelled":
+        store.cancel(claim(store).id, now=1)
+        store.finish(new.id, 1, State.FAILED, None, now=2, keep_request=True)
+    elif state != "queued":
+        claim(store)
+    if state == "completed":
+        store.finish(new.id, 1, State.COMPLETED, None, now=2)
+    elif state == "answered 500":
+        store.finish(new.id, 1, State.FAILED, recording(b"oops"), now=2)
+    elif state == "raised":
+        store.finish(new.id, 1, State.FAILED, None, now=2)
+    before = store.get(new.id)
+    assert not before.retryable
+    with pytest.raises(NotRetryable):
+        store.retry(new.id, ticket(), now=3)
+    assert store.get(new.id) == before
+    if before.state.final:
+        with pytest.raises(UnknownTicket):
+            store.request(new.id)
+    assert store.counts()["donor", "image"].accepted == 1
+
+
+def test_a_request_is_kept_for_a_failure_without_an_answer_only(store: Store) -> None:
+    """Catches: personal data kept beside an answer."""
+    put(store)
+    run = claim(store)
+    for state, response in ((State.COMPLETED, None), (State.FAILED, recording(b"oops"))):
+        with pytest.raises(ValueError, match="without an answer"):
+            store.finish(run.id, 1, state, response, now=1, keep_request=True)
+    assert store.get(run.id) == run
+
+
+def test_what_nobody_retried_is_pruned_with_its_request(store: Store) -> None:
+    """Catches: requests that stay when their tickets have gone."""
+    old = interrupted(store, body=b"b" * (INLINE_BODY + 1))
+    assert store.prune(before=3, now=3) == 1
+    with pytest.raises(UnknownTicket):
+        store.request(old.id)
+    with pytest.raises(GoneTicket):
+        store.retry(old.id, ticket(), now=4)
+
+
 @pytest.mark.parametrize("size", [0, 1, INLINE_BODY, INLINE_BODY + 1, 300 * 1024, 3 << 20])
 def test_bodies_of_any_size_come_back_byte_for_byte(store: Store, size: int) -> None:
     """Catches: bodies cut or joined at the limit between row and file."""
@@ -752,6 +862,7 @@ READS: dict[str, Callable[[Store, str], object]] = {
     "response": lambda store, ticket_id: store.response(ticket_id),
     "ahead": lambda store, ticket_id: store.ahead(ticket_id),
     "cancel": lambda store, ticket_id: store.cancel(ticket_id, now=0),
+    "retry": lambda store, ticket_id: store.retry(ticket_id, ticket(), now=0),
 }
 
 

@@ -522,6 +522,16 @@ def test_a_body_that_is_not_kept_leaves_no_file(store: SQLiteStore, path: Path, 
     assert files(path) == []
 
 
+def test_a_pruned_request_leaves_no_file_and_no_row(store: SQLiteStore, path: Path) -> None:
+    """Catches: the large requests of what failed and was never retried, kept for ever."""
+    store.put(ticket(), recording(BIG), now=0)
+    run = run_one(store)
+    store.finish(run.id, 1, State.FAILED, None, now=1, keep_request=True)
+    assert len(files(path)) == 1
+    store.prune(before=2, now=2)
+    assert files(path) == store._connections.query("SELECT number FROM requests") == []
+
+
 def test_a_body_that_cannot_be_read_leaves_nothing(store: SQLiteStore, path: Path) -> None:
     """Catches: the file of a request whose body broke off."""
 

@@ -254,7 +254,7 @@ def test_what_must_not_run_twice_fails_when_its_worker_leaves(floor: Floor) -> N
     until(lambda: floor.started)
     floor.pool.drain(0)
     failed = floor.store.get(ticket.id)
-    assert (failed.state, failed.error) == (State.FAILED, INTERRUPTED)
+    assert (failed.state, failed.error, failed.retryable) == (State.FAILED, INTERRUPTED, True)
 
 
 def test_a_claim_under_way_when_the_stop_comes_is_handed_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,13 @@ class LeaseLost(TicketError):
         self.attempt = attempt
 
 
+class NotRetryable(TicketError):
+    """The ticket did not fail, or its request is no longer there to be run again."""
+
+    def __init__(self, ticket_id: str) -> None:
+        super().__init__(ticket_id, f"Ticket {ticket_id} cannot be run again: its request is not kept.")
+
+
 class KeyReused(TicketError):
     """A key that stands for one request came with another one.
 

@@ -56,6 +56,7 @@ class Ticket:
     :param progress: what the app reported, 0 to 1, or None.
     :param note: what the app said about its progress.
     :param error: for a failed or cancelled ticket one sentence on why, for people.
+    :param retryable: it failed without an answer of the app, and its request is kept so that it may be run again.
     """
 
     id: str
@@ -78,3 +79,4 @@ class Ticket:
     progress: float | None = None
     note: str = ""
     error: str = ""
+    retryable: bool = False

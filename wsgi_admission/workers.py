@@ -30,7 +30,7 @@ log = logging.getLogger("wsgi_admission.workers")
 #: Seconds for which a claimed ticket is a worker's.
 LEASE = 30.0
 #: What is said of a ticket that must not run twice when its worker had to leave.
-INTERRUPTED = "The server had to stop while it ran, and it must not run twice."
+INTERRUPTED = "The server had to stop while it ran, and it is not run twice by itself; you can retry it."
 #: Seconds after which a store's claim has succeeded or failed, whatever happens.
 CLAIM_TIMEOUT = 5.0
 #: Seconds between an idle thread's looks at the line.  A look costs microseconds while nothing has changed, and
@@ -141,7 +141,9 @@ class Pool:
         if ticket.crash_retries:
             self._store.release(ticket.id, ticket.attempt, now=now)
         else:
-            self._store.finish(ticket.id, ticket.attempt, State.FAILED, None, now=now, error=INTERRUPTED)
+            self._store.finish(
+                ticket.id, ticket.attempt, State.FAILED, None, now=now, error=INTERRUPTED, keep_request=True
+            )
 
     def _work(self) -> None:
         while not self._stopping.is_set():

@@ -65,7 +65,15 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def finish(
-        self, ticket_id: str, attempt: int, state: State, response: Recording | None, *, now: float, error: str = ""
+        self,
+        ticket_id: str,
+        attempt: int,
+        state: State,
+        response: Recording | None,
+        *,
+        now: float,
+        error: str = "",
+        keep_request: bool = False,
     ) -> Ticket:
         """End the run with ``completed`` or ``failed``; keep the response and erase the request.
 
@@ -73,7 +81,9 @@ class Store(abc.ABC):
         for meanwhile.  Raises `LeaseLost` when the attempt is not the current one or is over already; that is
         counted as ``late`` if the ticket is still there, and is the only effect.  Raises ValueError for another state.
 
-        A failed run without an answer of the app has no response.  The run time of a completed ticket is added
+        A failed run without an answer of the app has no response.  If that was not the app's fault, ``keep_request``
+        keeps the request and makes the ticket ``retryable``, unless it becomes ``cancelled``; with a response, or
+        ``completed``, it raises ValueError.  The run time of a completed ticket is added
         to its route's run times.
         """
 
@@ -93,7 +103,8 @@ class Store(abc.ABC):
         out too.  ``now`` is the ``completed_at`` of those that fail.
 
         Each counts as a crash.  The ticket returns to its old place, fails when ``crashes`` would exceed
-        ``crash_retries``, or becomes cancelled if that was asked for.
+        ``crash_retries``, or becomes cancelled if that was asked for.  One that fails keeps its request and is
+        ``retryable``.
         """
 
     @abc.abstractmethod
@@ -111,6 +122,15 @@ class Store(abc.ABC):
         What was never claimed no longer counts against the client's fair share; the tickets that wait keep their
         ranks.  Raises `FinalTicket` (also for one already cancelled), `UnknownTicket` and `GoneTicket`.  Asking
         twice while it is processing is no error.
+        """
+
+    @abc.abstractmethod
+    def retry(self, ticket_id: str, ticket: Ticket, *, now: float) -> Ticket:
+        """Put a new queued ticket with the recorded request of a ``retryable`` one, as `put` does; return the new one.
+
+        The request moves: the old ticket stays failed and is ``retryable`` no longer, so that a second call raises
+        `NotRetryable`, as it does for a ticket that did not fail so.  Raises `UnknownTicket` and `GoneTicket` for
+        the old ticket, and StoreError when the new one's id exists already.
         """
 
     @abc.abstractmethod

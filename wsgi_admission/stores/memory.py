@@ -59,15 +59,11 @@ class MemoryStore(Store):
             known = self._recall(ticket.route, ticket.client, key, digest)
             if known is not None:
                 return known
-            if ticket.id in self._entries:
-                raise StoreError(f"There is a ticket {ticket.id} already.")
-            ticket = replace(self._order.rank(ticket), state=State.QUEUED)
-            entry = self._entries[ticket.id] = _Entry(ticket, recorded)
+            entry = self._add(ticket, recorded, now)
             if key:
                 entry.key = (ticket.route, ticket.client, key)
                 self._keys[entry.key] = (ticket.id, digest)
-            self._move(entry, None, now)
-            return ticket
+            return entry.ticket
 
     def recall(self, route: str, client: str, key: str, digest: str) -> Ticket | None:
         """Look the key up."""
@@ -107,11 +103,18 @@ class MemoryStore(Store):
             self._version += 1
 
     def finish(
-        self, ticket_id: str, attempt: int, state: State, response: Recording | None, *, now: float, error: str = ""
+        self,
+        ticket_id: str,
+        attempt: int,
+        state: State,
+        response: Recording | None,
+        *,
+        now: float,
+        error: str = "",
+        keep_request: bool = False,
     ) -> Ticket:
         """End the run and keep the response."""
-        if state not in {State.COMPLETED, State.FAILED}:
-            raise ValueError(f"a run ends completed or failed, not {state.value}")
+        moves.check_end(state, response, keep_request=keep_request)
         recorded = None if response is None else (response.head, response.body.read())
         with self._lock:
             try:
@@ -121,7 +124,8 @@ class MemoryStore(Store):
                     self._ledger.count_late(self._entries[ticket_id].ticket)
                     self._version += 1
                 raise
-            before, entry.ticket = entry.ticket, moves.finished(entry.ticket, state, now=now, error=error)
+            before = entry.ticket
+            entry.ticket = moves.finished(before, state, now=now, error=error, keep_request=keep_request)
             if entry.ticket.state is state:
                 entry.response = recorded
             self._move(entry, before, now)
@@ -154,6 +158,15 @@ class MemoryStore(Store):
             before, entry.ticket = entry.ticket, moves.cancelled(entry.ticket, now=now, reason=reason)
             self._move(entry, before, now)
             return entry.ticket
+
+    def retry(self, ticket_id: str, ticket: Ticket, *, now: float) -> Ticket:
+        """Move the request to a new ticket."""
+        with self._lock:
+            old = self._entry(ticket_id)
+            left = moves.retried(old.ticket)
+            new = self._add(ticket, old.request, now)
+            old.ticket, old.request = left, None
+            return new.ticket
 
     def get(self, ticket_id: str) -> Ticket:
         """Look the ticket up."""
@@ -238,6 +251,14 @@ class MemoryStore(Store):
     def close(self) -> None:
         """Nothing is open."""
 
+    def _add(self, ticket: Ticket, request: tuple[str, bytes] | None, now: float) -> _Entry:
+        if ticket.id in self._entries:
+            raise StoreError(f"There is a ticket {ticket.id} already.")
+        entry = _Entry(replace(self._order.rank(ticket), state=State.QUEUED), request)
+        self._entries[ticket.id] = entry
+        self._move(entry, None, now)
+        return entry
+
     def _recall(self, route: str, client: str, key: str, digest: str) -> Ticket | None:
         if (route, client, key) not in self._keys:
             return None
@@ -278,7 +299,8 @@ class MemoryStore(Store):
         elif after.state is State.PROCESSING:
             self._running[after.id] = entry
         else:
-            entry.request = None
+            if not after.retryable:
+                entry.request = None
             self._finished.add((after.completed_at, after.id))
         self._ledger.count(before, after, now=now)
         self._version += 1

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from wsgi_admission.errors import FinalTicket
+from wsgi_admission.errors import FinalTicket, NotRetryable
 from wsgi_admission.ticket import State, Ticket
 
-USED_UP = "The worker that ran this request stopped unexpectedly, and it may not be run again."
+USED_UP = "The worker that ran this request stopped unexpectedly, and it is not run again by itself; you can retry it."
 
 
 def claimed(ticket: Ticket, *, now: float) -> Ticket:
@@ -18,11 +18,19 @@ def claimed(ticket: Ticket, *, now: float) -> Ticket:
     return replace(ticket, state=State.PROCESSING, started_at=now, attempt=ticket.attempt + 1)
 
 
-def finished(ticket: Ticket, state: State, *, now: float, error: str) -> Ticket:
+def check_end(state: State, response: object | None, *, keep_request: bool) -> None:
+    """Raise ValueError for what no run can end with."""
+    if state not in {State.COMPLETED, State.FAILED}:
+        raise ValueError(f"a run ends completed or failed, not {state.value}")
+    if keep_request and (state is State.COMPLETED or response is not None):
+        raise ValueError("only the request of a run that failed without an answer is kept")
+
+
+def finished(ticket: Ticket, state: State, *, now: float, error: str, keep_request: bool) -> Ticket:
     """The run came to its end; a cancellation that was asked for meanwhile wins."""
     if ticket.cancelling:
         return _ended(ticket, State.CANCELLED, now, ticket.error)
-    return _ended(ticket, state, now, error)
+    return replace(_ended(ticket, state, now, error), retryable=keep_request)
 
 
 def released(ticket: Ticket, *, now: float) -> Ticket:
@@ -36,8 +44,18 @@ def crashed(ticket: Ticket, *, now: float) -> Ticket:
     """The worker died: back to the line, unless that was once too often."""
     ticket = replace(ticket, crashes=ticket.crashes + 1)
     if ticket.crashes > ticket.crash_retries and not ticket.cancelling:
-        return _ended(ticket, State.FAILED, now, USED_UP)
+        return replace(_ended(ticket, State.FAILED, now, USED_UP), retryable=True)
     return released(ticket, now=now)
+
+
+def retried(ticket: Ticket) -> Ticket:
+    """The ticket's request goes to a new one.
+
+    :raises NotRetryable: when there is nothing to go.
+    """
+    if not ticket.retryable:
+        raise NotRetryable(ticket.id)
+    return replace(ticket, retryable=False)
 
 
 def cancelled(ticket: Ticket, *, now: float, reason: str) -> Ticket:

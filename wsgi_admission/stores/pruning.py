@@ -34,7 +34,8 @@ def _tickets(connections: Connections, bodies: Bodies, line: str, *, before: flo
         parameters = {"line": line, "before": before, "batch": BATCH}
         found = connection.execute(SQL["past_retention"], parameters).fetchall()
         for number, ticket_id, owner in found:
-            files += rows.erase(connection, "response", number)
+            for kind in ("request", "response"):
+                files += rows.erase(connection, kind, number)
             connection.execute(SQL["remove"], (number,))
             connection.execute(SQL["remember_gone"], (line, ticket_id, owner, now))
     bodies.remove(files)

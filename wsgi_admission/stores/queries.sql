@@ -23,10 +23,10 @@ ON CONFLICT (line, tier) DO UPDATE SET time = excluded.time WHERE excluded.time 
 -- name: put_ticket
 INSERT INTO tickets (
     id, route, tier, tier_rank, client, owner, cost, crash_retries, created_at, state, start, started_at, completed_at,
-    attempt, crashes, cancelling, progress, note, error, line
+    attempt, crashes, cancelling, progress, note, error, retryable, line
 ) VALUES (
     :id, :route, :tier, :tier_rank, :client, :owner, :cost, :crash_retries, :created_at, :state, :start, :started_at,
-    :completed_at, :attempt, :crashes, :cancelling, :progress, :note, :error, :line
+    :completed_at, :attempt, :crashes, :cancelling, :progress, :note, :error, :retryable, :line
 );
 
 -- name: keep_key
@@ -56,7 +56,7 @@ SELECT {ticket} FROM tickets WHERE number = (
 -- name: save
 UPDATE tickets SET
     state = :state, started_at = :started_at, completed_at = :completed_at, attempt = :attempt, crashes = :crashes,
-    cancelling = :cancelling, progress = :progress, note = :note, error = :error
+    cancelling = :cancelling, progress = :progress, note = :note, error = :error, retryable = :retryable
 WHERE number = :number;
 
 -- name: lease
@@ -96,6 +96,9 @@ JOIN (SELECT DISTINCT tier_rank, route FROM tallies WHERE line = :line AND minut
 
 -- name: put_request
 INSERT INTO requests (number, head, body, file, length) VALUES (?, ?, ?, ?, ?);
+
+-- name: move_request
+UPDATE requests SET number = :to WHERE number = :from;
 
 -- name: put_response
 INSERT INTO responses (number, head, body, file, length) VALUES (?, ?, ?, ?, ?);

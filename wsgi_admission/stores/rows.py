@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from wsgi_admission.errors import GoneTicket, KeyReused, LeaseLost, StoreError, UnknownTicket
+from wsgi_admission.policy.ordering import place
 from wsgi_admission.stores import moves
 from wsgi_admission.stores.bodies import Stored
 from wsgi_admission.stores.opening import script
@@ -21,7 +22,8 @@ from wsgi_admission.stores.records import RATE_MINUTES, RUN_TIMES, Counts, Passe
 from wsgi_admission.ticket import State, Ticket
 
 _FIELDS = [field.name for field in fields(Ticket)]
-_STATE, _CANCELLING = _FIELDS.index("state"), _FIELDS.index("cancelling")
+_STATE = _FIELDS.index("state")
+_FLAGS = (_FIELDS.index("cancelling"), _FIELDS.index("retryable"))
 _NOTHING: Mapping[str, float] = {field.name: 0 for field in fields(Tally)}
 #: What stands in place of the minute in the tallies since the beginning.
 TOTAL = 1 << 40
@@ -52,7 +54,8 @@ def ticket_of(row: Sequence[Any]) -> Ticket:
     """Return the ticket in a row of ``{ticket}`` columns."""
     values = list(row)
     values[_STATE] = State(values[_STATE])
-    values[_CANCELLING] = bool(values[_CANCELLING])
+    for flag in _FLAGS:
+        values[flag] = bool(values[flag])
     return Ticket(*values)
 
 
@@ -106,23 +109,23 @@ def add(
     connection: sqlite3.Connection,
     line: str,
     ticket: Ticket,
-    stored: Stored,
     *,
     now: float,
 ) -> Ticket:
-    """Insert a new ticket that has its rank, with its request; return it with its number.
+    """Rank a new ticket and insert it, without its request; return it with its rank and number.
 
     :raises StoreError: when the id is taken.
     """
-    row = {**vars(ticket), "state": State.QUEUED.value, "line": line}
+    where = {"line": line, "tier": ticket.tier, "client": ticket.client}
+    start = place(*connection.execute(SQL["rank"], where).fetchone())
+    row = {**vars(ticket), "state": State.QUEUED.value, "start": start, "line": line}
     try:
         number = connection.execute(SQL["put_ticket"], row).lastrowid
     except sqlite3.IntegrityError as error:
         raise StoreError(f"A ticket {ticket.id} cannot be added: {error}.") from error
     assert number is not None  # noqa: S101 - an INSERT that did not raise has one
-    keep(connection, "put_request", number, stored)
     _count(connection, line, ticket, moves.delta(None, ticket), now)
-    return replace(ticket, state=State.QUEUED, number=number)
+    return replace(ticket, state=State.QUEUED, start=start, number=number)
 
 
 def move(
@@ -135,13 +138,18 @@ def move(
 ) -> list[str]:
     """Save what became of a ticket and count it; return the names of files to remove after the commit.
 
-    The request of a ticket that is final now is erased.
+    The request of a ticket that is final now is erased, unless it may be run again.
     """
-    connection.execute(SQL["save"], {**vars(after), "state": after.state.value})
+    save(connection, after)
     change = moves.delta(before, after)
     if change:
         _count(connection, line, after, change, now)
-    return erase(connection, "request", after.number) if after.state.final else []
+    return erase(connection, "request", after.number) if after.state.final and not after.retryable else []
+
+
+def save(connection: sqlite3.Connection, ticket: Ticket) -> None:
+    """Write what can change in a ticket."""
+    connection.execute(SQL["save"], {**vars(ticket), "state": ticket.state.value})
 
 
 def lease(connection: sqlite3.Connection, claimed: Ticket, worker: str, *, until: float, boot: str) -> None:

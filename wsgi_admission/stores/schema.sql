@@ -1,7 +1,7 @@
 -- One file may hold several lines; `line` is the name of the one that a row belongs to.
 -- A change here needs a new number at the end, and in opening.py.
 
--- The columns up to `error` are the fields of Ticket, in their order and under their names.
+-- The columns up to `retryable` are the fields of Ticket, in their order and under their names.
 CREATE TABLE tickets (
     id TEXT NOT NULL,
     route TEXT NOT NULL,
@@ -23,6 +23,7 @@ CREATE TABLE tickets (
     progress REAL,
     note TEXT NOT NULL,
     error TEXT NOT NULL,
+    retryable INTEGER NOT NULL,
     line TEXT NOT NULL,
     worker TEXT,                              -- who claimed it last
     lease_until REAL,                         -- of the last claim, by the host's clock since the boot of this id

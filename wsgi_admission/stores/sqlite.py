@@ -12,12 +12,11 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from wsgi_admission import host
 from wsgi_admission.errors import LeaseLost, UnknownTicket
-from wsgi_admission.policy.ordering import place
 from wsgi_admission.replay import Recording
 from wsgi_admission.stores import Store, moves, opening, pruning, rows
 from wsgi_admission.stores.bodies import Bodies, Stored
@@ -69,12 +68,11 @@ class SQLiteStore(Store):
     def put(self, ticket: Ticket, request: Recording, *, now: float, key: str = "", digest: str = "") -> Ticket:
         """Rank the ticket and insert it with its request, unless its key is known."""
         asked = self._key(ticket.route, ticket.client, key, digest)
-        where = {"line": self._line, "tier": ticket.tier, "client": ticket.client}
         with self._bodies.stored(request) as stored, self._connections.writing() as connection:
             known = rows.recalled(connection.execute(SQL["recall"], asked).fetchall(), digest) if key else None
             if known is None:
-                start = place(*connection.execute(SQL["rank"], where).fetchone())
-                known = rows.add(connection, self._line, replace(ticket, start=start), stored, now=now)
+                known = rows.add(connection, self._line, ticket, now=now)
+                rows.keep(connection, "put_request", known.number, stored)
                 if key:
                     connection.execute(SQL["keep_key"], {**asked, "number": known.number})
                 return known
@@ -125,25 +123,32 @@ class SQLiteStore(Store):
                 raise LeaseLost(ticket_id, attempt)
 
     def finish(
-        self, ticket_id: str, attempt: int, state: State, response: Recording | None, *, now: float, error: str = ""
+        self,
+        ticket_id: str,
+        attempt: int,
+        state: State,
+        response: Recording | None,
+        *,
+        now: float,
+        error: str = "",
+        keep_request: bool = False,
     ) -> Ticket:
         """Write the response first, then end the run in one transaction."""
-        if state not in {State.COMPLETED, State.FAILED}:
-            raise ValueError(f"a run ends completed or failed, not {state.value}")
+        moves.check_end(state, response, keep_request=keep_request)
         try:
-            return self._finish(ticket_id, attempt, state, response, now=now, error=error)
+            return self._finish(ticket_id, attempt, state, response, now=now, error=error, keep_request=keep_request)
         except LeaseLost:
             with self._connections.writing(durable=False) as connection:
                 rows.count_late(connection, self._line, ticket_id, now=now)
             raise
 
     def _finish(
-        self, ticket_id: str, attempt: int, state: State, response: Recording | None, *, now: float, error: str
+        self, ticket_id: str, attempt: int, state: State, response: Recording | None, *, now: float, **how: Any
     ) -> Ticket:
         keeping = nullcontext() if response is None else self._bodies.stored(response)
         with keeping as stored, self._connections.writing() as connection:
             before = rows.held(connection, self._line, ticket_id, attempt)
-            after = moves.finished(before, state, now=now, error=error)
+            after = moves.finished(before, state, now=now, **how)
             erased = rows.move(connection, self._line, before, after, now=now)
             if stored is not None and after.state is state:
                 rows.keep(connection, "put_response", after.number, stored)
@@ -186,6 +191,15 @@ class SQLiteStore(Store):
             erased = rows.move(connection, self._line, before, after, now=now)
         self._bodies.remove(erased)
         return after
+
+    def retry(self, ticket_id: str, ticket: Ticket, *, now: float) -> Ticket:
+        """Insert the new ticket, and give it the old one's request."""
+        with self._connections.writing() as connection:
+            old = moves.retried(rows.existing(connection, self._line, ticket_id))
+            new = rows.add(connection, self._line, ticket, now=now)
+            connection.execute(SQL["move_request"], {"from": old.number, "to": new.number})
+            rows.save(connection, old)
+        return new
 
     def get(self, ticket_id: str) -> Ticket:
         """Read the ticket's row."""
