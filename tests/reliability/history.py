@@ -52,9 +52,14 @@ class Writer:
 
 def read(path: Path) -> list[Event]:
     """Return the events of a history, in the order in which they were written."""
+    return parse(path.read_text())
+
+
+def parse(text: str) -> list[Event]:
+    """Return the events in some lines of a history."""
     events = []
-    for line in path.read_text().splitlines():
-        # Whoever is killed in the middle of a line leaves half of it in front of the next one.
+    for line in text.splitlines():
+        # Whoever is killed in the middle of a line leaves a part of it in front of the next one.
         start = line.rfind('{"what": ')
         try:
             events.append(json.loads(line[start:]))

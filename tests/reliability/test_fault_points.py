@@ -1,0 +1,88 @@
+"""Steps of the store that are cut short: by a kill, or by a call that fails."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import shutil
+import signal
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.reliability.size import sized
+from tests.reliability.steps import STEPS, contents, die_at, named, opened, small, sweep, template
+
+#: Points of each step at which a process is killed.
+POINTS = sized(5, 1000)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with a ticket in each state, to be copied."""
+    folder = tmp_path_factory.mktemp("template")
+    template(folder / "line.db")
+    return folder
+
+
+def killed(name: str, path: Path, number: int) -> int:
+    """Do a step in another process, killed at this point; return the points of the step if it was not."""
+    told = path.parent.parent / "told"
+    children = multiprocessing.get_context("forkserver")
+    children.set_forkserver_preload(["tests.reliability.steps"])
+    child = children.Process(target=die_at, args=(name, path, number, told))
+    child.start()
+    child.join(30)
+    if child.exitcode == 0:
+        return int(told.read_text())
+    assert child.exitcode == -signal.SIGKILL, f"{name} at {number}: {child.exitcode}"
+    return 0
+
+
+def chosen(points: int) -> list[int]:
+    """Return the points to look at: all, or some of them with the first and the last."""
+    if points <= POINTS:
+        return list(range(1, points + 1))
+    dice = random.Random(points)  # noqa: S311 - repeatable
+    return [1, *sorted(dice.sample(range(2, points), POINTS - 2)), points]
+
+
+@pytest.mark.parametrize("name", [*STEPS, "carry over"])
+def test_a_step_that_a_kill_cuts_short_was_done_or_not(start: Path, tmp_path: Path, name: str) -> None:
+    """Catches: a step in two transactions, a body without its row or a row without its body, a commit too early."""
+    before = contents(shutil.copytree(start, tmp_path / "before") / "line.db")
+    done = shutil.copytree(start, tmp_path / "done") / "line.db"
+    points = killed(name, done, 0)
+    assert points > 3
+    after = contents(done)
+    seen = []
+    for number in chosen(points):
+        path = shutil.copytree(start, tmp_path / str(number)) / "line.db"
+        assert killed(name, path, number) == 0
+        found = contents(path)
+        seen.append(found == after)
+        if name == "carry over":
+            assert found["waits"] == before["waits"]
+            continue
+        assert found in (before, after), f"{name} was half done after a kill at {number}"
+        assert sweep(path) == set()
+        if found != after:
+            with closing(opened(path)) as store:
+                STEPS[name](store)
+        assert contents(path) == after, f"{name} could not be done after a kill at {number}"
+        assert sweep(path) == set()
+        shutil.rmtree(path.parent)
+    assert seen == sorted(seen), "what was done at one point was not at a later one"
+
+
+def test_a_store_whose_making_was_cut_short_is_made_by_the_next(tmp_path: Path) -> None:
+    """Catches: half a schema that is refused, or taken for a whole one."""
+    points = killed("open", tmp_path / "0" / "line.db", 0)
+    assert points > 3
+    for number in chosen(points):
+        path = tmp_path / str(number) / "line.db"
+        assert killed("open", path, number) == 0
+        with closing(opened(path)) as store:
+            assert store.put(named("new"), small(), now=0).number == 1
+            assert store.health()["journal_mode"] == "wal"

@@ -1,0 +1,70 @@
+"""Who sends requests to the site of the reliability tests."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+import uuid
+from collections.abc import Callable
+
+from tests.reliability.history import FINAL, Writer
+from tests.support import Reply
+
+ROUTES = ("/twice", "/once", "/narrow")
+TIERS = ("donor", "registered", "anonymous")
+
+Ask = Callable[[str, str, bytes, str], Reply]
+
+
+class Visitor:
+    """Somebody who sends a few requests, looks after them until they are final, and begins anew.
+
+    :param ask: asks the site for a path, with a method, a body and the header ``Who``.
+    :param history: where it writes what it does and is told.
+    :param longest: seconds that one of its requests may take.
+    """
+
+    def __init__(self, ask: Ask, history: Writer, dice: random.Random, *, longest: float = 0.03) -> None:
+        self._ask, self._history, self._dice, self._longest = ask, history, dice, longest
+
+    def visit(self, requests: int) -> None:
+        """Send requests and wait for all of them."""
+        who = f"{self._dice.choice(TIERS)}:client {self._dice.randrange(4)}"
+        open_tickets = {ticket for ticket in (self._submit(who) for _ in range(requests)) if ticket is not None}
+        while open_tickets:
+            open_tickets -= {ticket for ticket in open_tickets if self._look(ticket, who)}
+
+    def _submit(self, who: str) -> str | None:
+        request = uuid.UUID(int=self._dice.getrandbits(128)).hex
+        body = {"request": request, "seconds": self._dice.uniform(0.002, self._longest)}
+        if self._dice.random() < 0.1:
+            body["large"] = "x" * 300_000  # kept in a file
+        self._history.note("submitted", request=request)
+        answer = self._ask(self._dice.choice(ROUTES), "POST", json.dumps(body).encode(), who)
+        if answer.status != 202:
+            self._history.note("refused", request=request, status=answer.status)
+            return None
+        ticket: str = answer.json()["request_id"]
+        self._history.note("accepted", request=request, ticket=ticket)
+        return ticket
+
+    def _look(self, ticket: str, who: str) -> bool:
+        asked = time.monotonic()
+        answer = self._ask(f"/api/queue/status/{ticket}", "GET", b"", who)
+        if answer.status == 503:
+            return False
+        told = answer.json() if answer.status == 200 else {}
+        state = told.get("status")
+        self._history.note(
+            "seen",
+            ticket=ticket,
+            asked=asked,
+            state=state,
+            attempt=told.get("attempt"),
+            position=told.get("position_in_queue"),
+        )
+        if state == "completed":
+            answer = self._ask(f"/api/queue/result/{ticket}", "GET", b"", who)
+            self._history.note("answer", ticket=ticket, request=answer.json().get("request"))
+        return state is None or state in FINAL
