@@ -57,5 +57,6 @@ def _of_sqlite(function: Any) -> bool:
 
 
 def _of_files(function: Any) -> bool:
-    of_files = getattr(function, "__module__", None) in {"posix", "io", "_io"}
-    return (of_files or isinstance(getattr(function, "__self__", None), io.IOBase)) and function.__name__ in FILE_CALLS
+    owner = getattr(function, "__self__", None)
+    of_files = getattr(function, "__module__", None) in {"posix", "io", "_io"} or isinstance(owner, io.IOBase)
+    return of_files and function.__name__ in FILE_CALLS and not isinstance(owner, io.BytesIO)

@@ -64,7 +64,7 @@ def template(path: Path) -> None:
         store.finish("ended large", 1, State.FAILED, large(), now=1)
         for name in ("waits", "waits large"):
             store.put(named(name), large() if "large" in name else small(), now=0)
-        store.report(Worker("dead", "host", 1, 1, 1), now=0)
+        store.report(Worker("dead", "host", 1, 1, 1), now=10)
 
 
 def _claim(store: SQLiteStore, worker: str) -> None:
@@ -111,6 +111,7 @@ def sweep(path: Path) -> set[str]:
     """Sweep what nobody names any more; return the files that are still there although no row names them."""
     with closing(opened(path)) as store:
         directory = path.with_name(f"{path.name}.bodies")
+        directory.mkdir(exist_ok=True)
         for file in directory.iterdir():
             os.utime(file, (-2 * ORPHANED, -2 * ORPHANED))
         store.prune(before=-1, now=0)  # at which nothing else is past its time

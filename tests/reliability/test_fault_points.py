@@ -15,13 +15,14 @@ from tests.reliability.size import sized
 from tests.reliability.steps import STEPS, contents, die_at, named, opened, small, sweep, template
 
 #: Points of each step at which a process is killed.
-POINTS = sized(5, 1000)
+POINTS = sized(8, 1000)
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def start(quick_folder: Path) -> Path:
     """A database with a ticket in each state, to be copied."""
-    folder = tmp_path_factory.mktemp("template")
+    folder = quick_folder / "template"
+    folder.mkdir()
     template(folder / "line.db")
     return folder
 
@@ -49,16 +50,16 @@ def chosen(points: int) -> list[int]:
 
 
 @pytest.mark.parametrize("name", [*STEPS, "carry over"])
-def test_a_step_that_a_kill_cuts_short_was_done_or_not(start: Path, tmp_path: Path, name: str) -> None:
+def test_a_step_that_a_kill_cuts_short_was_done_or_not(start: Path, quick_path: Path, name: str) -> None:
     """Catches: a step in two transactions, a body without its row or a row without its body, a commit too early."""
-    before = contents(shutil.copytree(start, tmp_path / "before") / "line.db")
-    done = shutil.copytree(start, tmp_path / "done") / "line.db"
+    before = contents(shutil.copytree(start, quick_path / "before") / "line.db")
+    done = shutil.copytree(start, quick_path / "done") / "line.db"
     points = killed(name, done, 0)
     assert points > 3
     after = contents(done)
     seen = []
     for number in chosen(points):
-        path = shutil.copytree(start, tmp_path / str(number)) / "line.db"
+        path = shutil.copytree(start, quick_path / str(number)) / "line.db"
         assert killed(name, path, number) == 0
         found = contents(path)
         seen.append(found == after)
@@ -76,12 +77,12 @@ def test_a_step_that_a_kill_cuts_short_was_done_or_not(start: Path, tmp_path: Pa
     assert seen == sorted(seen), "what was done at one point was not at a later one"
 
 
-def test_a_store_whose_making_was_cut_short_is_made_by_the_next(tmp_path: Path) -> None:
+def test_a_store_whose_making_was_cut_short_is_made_by_the_next(quick_path: Path) -> None:
     """Catches: half a schema that is refused, or taken for a whole one."""
-    points = killed("open", tmp_path / "0" / "line.db", 0)
+    points = killed("open", quick_path / "0" / "line.db", 0)
     assert points > 3
     for number in chosen(points):
-        path = tmp_path / str(number) / "line.db"
+        path = quick_path / str(number) / "line.db"
         assert killed("open", path, number) == 0
         with closing(opened(path)) as store:
             assert store.put(named("new"), small(), now=0).number == 1
