@@ -5,41 +5,22 @@ from __future__ import annotations
 import os
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from tests.reliability.history import Event, Writer, check, parse, read
+from tests.reliability.history import check, parse
+from tests.reliability.running import CONFIG, at_the_end, emptied
 from tests.reliability.size import sized
 from tests.support import PATIENCE, ROOT, ini, until
-from wsgi_admission.stores.sqlite import SQLiteStore
 
 NODES = 4
 TICKETS = sized(150, 5000)
 KILLS = sized(8, 200)
-
-CONFIG = """
-[admission]
-mode = queue_all
-max_concurrent = 6
-worker_threads = 2
-[route:twice]
-path = /twice
-crash_retries = 1
-[route:once]
-path = /once
-crash_retries = 0
-[route:narrow]
-path = /narrow
-max_concurrent = 1
-crash_retries = 2
-"""
 
 
 class Nodes:
@@ -103,26 +84,6 @@ def nodes(folder: Path) -> Iterator[Nodes]:
             process.wait()
 
 
-def listed(database: Path, history: Path) -> list[Event]:
-    """Return a history to which what the store has at the end was added."""
-    writer = Writer(history)
-    with closing(sqlite3.connect(database)) as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        rows = connection.execute(
-            "SELECT id, tier_rank, start, number, route, crash_retries, state, attempt FROM tickets"
-        ).fetchall()
-    for ticket, *rank, route, retries, state, attempt in rows:
-        writer.note("listed", ticket=ticket, rank=rank, route=route, retries=retries)
-        writer.note("seen", ticket=ticket, asked=time.monotonic(), state=state, attempt=attempt, position=None)
-    known = {ticket for ticket, *_ in rows}
-    events = read(history)
-    for event in events:
-        if event["what"] == "accepted" and event["ticket"] not in known:
-            writer.note("seen", ticket=event["ticket"], asked=time.monotonic(), state=None, attempt=None, position=None)
-    writer.close()
-    return read(history)
-
-
 def reached(site: Nodes, goal: int) -> bool:
     """Whether there are so many events, and a node that can be killed."""
     return site.known() >= goal and bool(site.up)
@@ -140,18 +101,15 @@ def test_what_was_accepted_is_kept_whoever_is_killed(tmp_path: Path) -> None:
         until(lambda: site.known("accepted") >= TICKETS, "the last ticket", 10 * PATIENCE)
         (tmp_path / "enough").touch()
         database = tmp_path / "admission.db"
-        with closing(SQLiteStore(database)) as store:
-            until(lambda: all(t.queued == t.processing == 0 for t in store.counts().values()), store.counts())
-            crashed = sum(tally.crashed for tally in store.counts().values())
-            late = sum(tally.late for tally in store.counts().values())
+        totals = emptied(database)
         (tmp_path / "over").touch()
         for process in site.running.values():
             assert process.wait(PATIENCE) == 0, site.output()
-        events = listed(database, tmp_path / "history")
+        events = at_the_end(database, tmp_path / "history")
     found = check(events)
     assert found.faults == [], found.faults[:10]
     assert found.accepted >= TICKETS
     assert found.orders >= TICKETS
     assert found.positions > TICKETS
-    assert crashed > 0, "no kill hit a run"
-    assert late == 0, "nobody was taken for dead who lived"
+    assert totals["crashed"] > 0, "no kill hit a run"
+    assert totals["late"] == 0, "nobody was taken for dead who lived"

@@ -6,7 +6,7 @@ import json
 import random
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from tests.reliability.history import FINAL, Writer
 from tests.support import Reply
@@ -30,12 +30,22 @@ class Visitor:
 
     def visit(self, requests: int) -> None:
         """Send requests and wait for all of them."""
-        who = f"{self._dice.choice(TIERS)}:client {self._dice.randrange(4)}"
-        open_tickets = {ticket for ticket in (self._submit(who) for _ in range(requests)) if ticket is not None}
-        while open_tickets:
-            open_tickets -= {ticket for ticket in open_tickets if self._look(ticket, who)}
+        who = self.somebody()
+        sent = [self.submit(who) for _ in range(requests)]
+        self.look_after([ticket for ticket in sent if ticket is not None], who)
 
-    def _submit(self, who: str) -> str | None:
+    def somebody(self) -> str:
+        """Return a tier and a client."""
+        return f"{self._dice.choice(TIERS)}:client {self._dice.randrange(4)}"
+
+    def look_after(self, tickets: Iterable[str], who: str) -> None:
+        """Ask for tickets again and again, until they are final."""
+        waiting = set(tickets)
+        while waiting:
+            waiting -= {ticket for ticket in waiting if self._look(ticket, who)}
+
+    def submit(self, who: str) -> str | None:
+        """Send a request; return its ticket if it was accepted."""
         request = uuid.UUID(int=self._dice.getrandbits(128)).hex
         body = {"request": request, "seconds": self._dice.uniform(0.002, self._longest)}
         if self._dice.random() < 0.1:
