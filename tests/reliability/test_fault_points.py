@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import shutil
 import signal
@@ -11,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.reliability.children import run
 from tests.reliability.size import sized
 from tests.reliability.steps import STEPS, contents, die_at, named, opened, small, sweep, template
 
 #: Points of each step at which a process is killed.
-POINTS = sized(8, 1000)
+POINTS = sized(5, 1000)
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +30,10 @@ def start(quick_folder: Path) -> Path:
 def killed(name: str, path: Path, number: int) -> int:
     """Do a step in another process, killed at this point; return the points of the step if it was not."""
     told = path.parent.parent / "told"
-    children = multiprocessing.get_context("forkserver")
-    children.set_forkserver_preload(["tests.reliability.steps"])
-    child = children.Process(target=die_at, args=(name, path, number, told))
-    child.start()
-    child.join(30)
-    if child.exitcode == 0:
+    code = run(die_at, name, path, number, told)
+    if code == 0:
         return int(told.read_text())
-    assert child.exitcode == -signal.SIGKILL, f"{name} at {number}: {child.exitcode}"
+    assert code == -signal.SIGKILL, f"{name} at {number}: {code}"
     return 0
 
 
@@ -60,7 +56,9 @@ def test_a_step_that_a_kill_cuts_short_was_done_or_not(start: Path, quick_path: 
     seen = []
     for number in chosen(points):
         path = shutil.copytree(start, quick_path / str(number)) / "line.db"
-        assert killed(name, path, number) == 0
+        if killed(name, path, number):
+            assert name == "carry over", "the same step has the same points"  # but here time decides how many
+            continue
         found = contents(path)
         seen.append(found == after)
         if name == "carry over":
