@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sqlite3
 import sys
+import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,34 +24,36 @@ class Points:
     """Counts the points that this thread passes inside the block, and does something at one of them.
 
     :param number: at which, from 1 on; 0: at none.
-    :param act: is told whether the call is one of SQLite, and kills the process or raises what the call raises.
+    :param act: is given the function that is about to be called; it kills the process, or raises what that raises.
+    :param threads: count those of the threads that begin inside the block instead, to their end.
     """
 
-    def __init__(self, number: int, act: Callable[[bool], None]) -> None:
+    def __init__(self, number: int, act: Callable[[Any], None], *, threads: bool = False) -> None:
         self._number, self._act = number, act
+        self._install = threading.setprofile if threads else sys.setprofile
         self.passed = 0
 
     def __enter__(self) -> Self:
-        sys.setprofile(self._called)
+        self._install(self._called)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> Literal[False]:
-        sys.setprofile(None)
+        self._install(None)
         return False
 
     def _called(self, _frame: FrameType, event: str, function: Any) -> None:
         if event != "c_call":
             return
-        of_sqlite = _of_sqlite(function)
-        if of_sqlite or _of_files(function):
+        if of_sqlite(function) or _of_files(function):
             self.passed += 1
             if self.passed == self._number:
-                self._act(of_sqlite)
+                self._act(function)
 
 
-def _of_sqlite(function: Any) -> bool:
+def of_sqlite(function: Any) -> bool:
+    """Whether a function of C is one of SQLite's that can fail."""
     owner = getattr(function, "__self__", None)
     ours = isinstance(owner, (sqlite3.Connection, sqlite3.Cursor)) or function is sqlite3.connect
     return ours and function.__name__ in SQLITE_CALLS

@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.apps import app
-from tests.reliability.points import Points
+from tests.reliability.points import Points, of_sqlite
 from tests.reliability.size import sized
 from tests.reliability.steps import LARGE, STEPS, contents, opened, sweep, template
 from tests.support import ini, until
@@ -22,6 +23,8 @@ from wsgi_admission.errors import StoreUnavailable
 
 #: At how many calls of each kind something fails: every so many-th.
 EVERY = sized(2, 1)
+#: Calls of the threads that replay and keep house at which something fails.
+REPLAYED = sized(100, 200)
 #: errno -> what SQLite says of it.
 ERRORS = {
     errno.ENOSPC: "database or disk is full",
@@ -30,14 +33,16 @@ ERRORS = {
 }
 
 
-def failing(number: int) -> Callable[[bool], None]:
+def failing(number: int) -> Callable[[Any], None]:
     """Return what raises one of the errors, each in its turn."""
     code = list(ERRORS)[number % len(ERRORS)]
 
-    def fail(of_sqlite: bool) -> None:  # noqa: FBT001 - told by position
-        if of_sqlite:
-            raise sqlite3.OperationalError(ERRORS[code])
-        raise OSError(code, "planted")
+    def fail(function: Any) -> None:
+        if not of_sqlite(function):
+            raise OSError(code, "planted")
+        if isinstance(function.__self__, sqlite3.Cursor):
+            function.__self__.close()  # SQLite too has done with a statement that fails
+        raise sqlite3.OperationalError(ERRORS[code])
 
     return fail
 
@@ -168,3 +173,25 @@ def test_without_a_slot_whoever_cannot_be_kept_gets_a_503(quick_path: Path) -> N
             assert answer.header("Content-Type") == "application/problem+json"
             assert 1 <= int(answer.header("Retry-After") or 0) <= 300
         assert refused > 0
+
+
+def test_whatever_call_fails_while_it_is_replayed_a_ticket_runs_once(quick_path: Path) -> None:
+    """Catches: a run that begins again because its end could not be kept, a ticket or a thread left behind."""
+    site = Site(quick_path)
+    with closing(site.app):
+        for number in range(1, REPLAYED, EVERY):
+            ran: list[bytes] = []
+
+            def counting(environ: dict[str, Any], start_response: Any, ran: list[bytes] = ran) -> Iterable[bytes]:
+                ran.append(environ["wsgi.input"].read())
+                return app(environ, start_response)
+
+            ticket = site.post(LARGE[: 1 << 19]).json()["request_id"]
+            with closing(AdmissionMiddleware(counting, ini(quick_path, QUEUE_ALL))) as replaying:
+                with Points(number, failing(number), threads=True):
+                    replaying.process()
+                until(lambda: site.rows()[-1] == (ticket, "completed"), f"the end, after call {number} failed")  # noqa: B023 - called at once
+                assert len(ran) == 1, f"call {number} failed"
+        (tally,) = site.app.process().store.counts().values()
+        assert (tally.crashed, tally.failed, tally.late) == (0, 0, 0)
+    assert sweep(site.database) == set()
