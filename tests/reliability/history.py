@@ -68,6 +68,21 @@ def parse(text: str) -> list[Event]:
     return events
 
 
+class Tail:
+    """The end of a history that is still written."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._read = path, 0
+
+    def news(self) -> list[Event]:
+        """Return the events since the last time."""
+        with self._path.open("rb") as file:
+            file.seek(self._read)
+            text, end, _ = file.read().rpartition(b"\n")
+        self._read += len(text) + len(end)
+        return parse(text.decode())
+
+
 class Fault(NamedTuple):
     """Something that must not have happened.
 

@@ -62,14 +62,15 @@ class Visits:
 
     def _visit(self, number: int) -> None:
         dice = random.Random(f"visitor {number}")  # noqa: S311 - repeatable
-        slow = number == 0 and self._slow > 0
-        visitor = self.visitor(dice, longest=self._slow if slow else 0.03)
+        visitor = self.visitor(dice)
+        if number == 0 and self._slow:
+            visitor = Visitor(self._ask, self._writer, dice, seconds=(self._slow, self._slow), routes=["/twice"])
         while not self._over.is_set():
-            visitor.visit(1 if slow else dice.randrange(1, 6))
+            visitor.visit(1 if self._slow and number == 0 else dice.randrange(1, 6))
 
-    def visitor(self, dice: random.Random, *, longest: float = 0.03) -> Visitor:
+    def visitor(self, dice: random.Random) -> Visitor:
         """Return one more visitor, who does nothing by himself."""
-        return Visitor(self._ask, self._writer, dice, longest=longest)
+        return Visitor(self._ask, self._writer, dice)
 
     def _ask(self, path: str, method: str, body: bytes, who: str) -> Reply:
         asked = time.monotonic()
@@ -87,7 +88,7 @@ class Visits:
 def visited(site: Server, history: Path, *, slow: float = 0.0) -> Iterator[Visits]:
     """Visitors who come during the block.
 
-    :param slow: seconds that the requests of one of them may take.
+    :param slow: seconds that each request of one of them takes; nobody's takes long without it.
     """
     visits = Visits(site, history, slow=slow)
     visits.start()

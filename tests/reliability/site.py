@@ -72,7 +72,8 @@ def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         asked = json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
         ticket = environ.get("wsgi_admission.ticket")
         if ticket is not None:
-            history.note("started", ticket=ticket.id, attempt=ticket.attempt, request=asked["request"])
+            asked.pop("large", None)
+            history.note("started", ticket=ticket.id, attempt=ticket.attempt, **asked)
         time.sleep(asked["seconds"])  # the work
     start_response("200 OK", [("Content-Type", "application/json")])
     return [json.dumps({"request": asked.get("request")}).encode()]

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from tests.reliability.history import check, parse
+from tests.reliability.history import Tail, check
 from tests.reliability.running import CONFIG, at_the_end, emptied
 from tests.reliability.size import sized
 from tests.support import PATIENCE, ROOT, ini, until
@@ -33,7 +33,7 @@ class Nodes:
         self._started = 0
         self._history = folder / "history"
         self._history.touch()
-        self._read = 0
+        self._tail = Tail(self._history)
         self._known: Counter[str] = Counter()
         self.up: set[int] = set()
 
@@ -55,11 +55,7 @@ class Nodes:
 
     def known(self, what: str = "") -> int:
         """Return how many events of this kind there are by now; of all kinds without one."""
-        with self._history.open("rb") as file:
-            file.seek(self._read)
-            text, end, _rest = file.read().rpartition(b"\n")
-        self._read += len(text) + len(end)
-        for event in parse(text.decode()):
+        for event in self._tail.news():
             self._known.update({event["what"]: 1, "": 1})
             if event["what"] == "up":
                 self.up.add(event["pid"])

@@ -6,7 +6,7 @@ import json
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from tests.reliability.history import FINAL, Writer
 from tests.support import Reply
@@ -22,11 +22,20 @@ class Visitor:
 
     :param ask: asks the site for a path, with a method, a body and the header ``Who``.
     :param history: where it writes what it does and is told.
-    :param longest: seconds that one of its requests may take.
+    :param seconds: how long its requests may take, at least and at most.
+    :param routes: where it sends them.
     """
 
-    def __init__(self, ask: Ask, history: Writer, dice: random.Random, *, longest: float = 0.03) -> None:
-        self._ask, self._history, self._dice, self._longest = ask, history, dice, longest
+    def __init__(
+        self,
+        ask: Ask,
+        history: Writer,
+        dice: random.Random,
+        *,
+        seconds: tuple[float, float] = (0.002, 0.03),
+        routes: Sequence[str] = ROUTES,
+    ) -> None:
+        self._ask, self._history, self._dice, self._seconds, self._routes = ask, history, dice, seconds, routes
 
     def visit(self, requests: int) -> None:
         """Send requests and wait for all of them."""
@@ -47,11 +56,11 @@ class Visitor:
     def submit(self, who: str) -> str | None:
         """Send a request; return its ticket if it was accepted."""
         request = uuid.UUID(int=self._dice.getrandbits(128)).hex
-        body = {"request": request, "seconds": self._dice.uniform(0.002, self._longest)}
+        body = {"request": request, "seconds": self._dice.uniform(*self._seconds)}
         if self._dice.random() < 0.1:
             body["large"] = "x" * 300_000  # kept in a file
         self._history.note("submitted", request=request)
-        answer = self._ask(self._dice.choice(ROUTES), "POST", json.dumps(body).encode(), who)
+        answer = self._ask(self._dice.choice(self._routes), "POST", json.dumps(body).encode(), who)
         if answer.status != 202:
             self._history.note("refused", request=request, status=answer.status)
             return None
