@@ -77,14 +77,14 @@ def _parts(line: AdmissionMiddleware) -> dict[str, Timer]:
     process, config, env = line.process(), line.config, environ("POST", PATH)
     table = Table(config.routes, config.api.prefix)
     identify = Resolver([tier.name for tier in config.tiers.order])
-    load, waiting = process.load(), process.line(2)
+    load, waiting = process.load(), process.line(2, ROUTES[0])
     steps = {
         "the route is found": lambda: table.find(env["REQUEST_METHOD"], env["PATH_INFO"]),
         "the process's parts": line.process,
         "can it be queued": lambda: queueable(env),
         "who is asking": lambda: identify(env),
         "the load, with the slots in use": process.load,
-        "the line (counts)": lambda: process.line(2),
+        "the line (counts)": lambda: process.line(2, ROUTES[0]),
         "the decision": lambda: decide(Mode.AUTO, load, waiting),
         "a slot taken and given back": lambda: _both(process.slots),
         "the run is noted": process.passing.begin("anonymous", ROUTES[0], shadowed=False),

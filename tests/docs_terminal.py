@@ -52,7 +52,8 @@ class Terminal:
 
     :param url: where the site runs that the page has at `SHOWN_URL`.
     :param settle: see `Settle`.
-    :param others: command's first word -> what plays it: called with the words and the output shown.
+    :param others: command's first word (or the one behind ``wsgi-admission``) -> what plays it: called with the words
+        and the output shown.
     """
 
     def __init__(
@@ -98,6 +99,9 @@ class Terminal:
             raise AssertionError(f"nothing here can run {command!r}")
 
     def _wsgi_admission(self, words: list[str], environment: dict[str, str], shown: str) -> None:
+        if words[0] in self._others:
+            self._others[words[0]](words, shown)
+            return
         if words[0] == "demo":
             assert words[1] == "--load", "the demo itself is started by the test"
             words = ["demo", "--load", "2", "--url", self._url]  # fifty would take half a minute

@@ -92,6 +92,7 @@ class Model:
     completions: list[tuple[int, str, str]] = field(default_factory=list)
     run_times: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     workers: dict[str, tuple[Worker, float]] = field(default_factory=dict)
+    paused: bool = False
 
     def find(self, ticket_id: str) -> Kept:
         """Return the ticket with this id."""
@@ -130,7 +131,7 @@ class Model:
     def claim(self, worker: str, routes: Collection[str], now: float, until: float) -> Ticket | None:
         """Go through the line until a route fits."""
         for kept in self.line():
-            if kept.ticket.route in routes:
+            if kept.ticket.route in routes and not self.paused:
                 if kept.ticket.attempt == 0:
                     self.add(kept.ticket, started=1, wait_seconds=now - kept.ticket.created_at)
                 kept.ticket = replace(
@@ -219,6 +220,17 @@ class Model:
                 found[other.ticket.route] = found.get(other.ticket.route, 0) + 1
         return found
 
+    def listing(self, state: State, client: str) -> list[Ticket]:
+        """Sort what is there, the last key first."""
+        found = [kept.ticket for kept in self.tickets if kept.ticket.state is state]
+        if state is State.QUEUED:
+            found = [kept.ticket for kept in self.line()]
+        elif state is State.PROCESSING:
+            found.sort(key=lambda ticket: (ticket.started_at, ticket.number))
+        else:
+            found.sort(key=lambda ticket: (ticket.completed_at, ticket.number), reverse=True)
+        return [ticket for ticket in found if client in {"", ticket.client}]
+
     def tallies(self) -> dict[tuple[str, str], Tally]:
         """Count the tickets that are there, and add what is not."""
         found = {}
@@ -277,7 +289,8 @@ class Walk:
         """Take so many steps, comparing everything now and then."""
         likely = [self.put] * 6 + [self.claim] * 5 + [self.finish] * 3
         likely += [self.late, self.cancel, self.release, self.retry] * 2
-        rare = [self.renew, self.progress, self.requeue, self.bury, self.prune, self.observe, self.report]
+        rare = [self.renew, self.progress, self.requeue, self.bury, self.prune, self.observe, self.report, self.pause]
+        rare += [self.expire]
         for step in range(steps):
             passed = self.chance.choice((0.0, 0.25, 3.0, 20.0))
             self.now += passed
@@ -453,6 +466,20 @@ class Walk:
         else:
             self.model.workers.pop(worker.id, None)
 
+    def expire(self) -> None:
+        """Cancel what has waited for long."""
+        route, before = self.chance.choice(ROUTES), self.now - self.chance.choice((0.0, 20.0, 200.0))
+        line = [kept for kept in self.model.line() if kept.ticket.route == route]
+        overdue = [kept for kept in line if kept.ticket.created_at < before]
+        assert self.store.expire(route, before=before, now=self.now, reason="Too late.") == len(overdue)
+        for kept in overdue:
+            self.model.cancel(kept, self.now, "Too late.")
+
+    def pause(self) -> None:
+        """Pause the line, or let it go on, which is likelier."""
+        self.model.paused = self.chance.random() < 0.3
+        self.store.pause(self.model.paused)
+
     def compare(self) -> None:
         """Ask both everything."""
         for kept in self.model.tickets:
@@ -470,8 +497,18 @@ class Walk:
             with pytest.raises(GoneTicket) as gone:
                 self.store.get(ticket_id)
             assert gone.value.owner == owner
+        assert self.store.paused() is self.model.paused
+        self.compare_listings()
         self.compare_order()
         self.compare_counts()
+
+    def compare_listings(self) -> None:
+        """Ask both for all tickets, and for some."""
+        client, limit = self.chance.choice(("", *"abcde")), self.chance.choice((0, 1, 5, 1000))
+        for state in State:
+            expected = self.model.listing(state, client)
+            assert self.store.listing(state, client=client) == expected
+            assert self.store.listing(state, client=client, limit=limit) == expected[:limit]
 
     def compare_order(self) -> None:
         """See that the tickets of each client stand in the order in which they came."""

@@ -175,9 +175,13 @@ def gunicorn(
     settings: str = "",
     app: str = "tests.apps:app",
     arguments: tuple[str, ...] = (),
+    options: str = "",
     **environment: str,
 ) -> Any:
-    """Start gunicorn with the line installed from ``config``; ``settings`` are lines of its configuration file."""
+    """Start gunicorn with the line installed from ``config``; ``settings`` are lines of its configuration file.
+
+    :param options: further arguments of ``install``.
+    """
     port = free_port()
     conf = folder / "gunicorn.conf.py"
     conf.write_text(
@@ -185,7 +189,7 @@ def gunicorn(
         "worker_class = 'gthread'\nworkers = 2\nthreads = 8\ngraceful_timeout = 15\ncontrol_socket_disable = True\n"
         f"{settings}\n"
         "from wsgi_admission.integrations.gunicorn import install\n"
-        f"install(globals(), {str(config)!r})\n"
+        f"install(globals(), {str(config)!r}{options and f', {options}'})\n"
     )
     command = [sys.executable, "-m", "gunicorn", "-c", str(conf), *arguments, app]
     return server(folder, command, f"http://127.0.0.1:{port}", **environment)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import uuid
 from typing import Any
 
@@ -83,7 +84,7 @@ def test_a_queued_request_is_answered_as_the_contract_says() -> None:
     ticket = desk.put()
 
     def app(environ: dict[str, Any], start_response: Any) -> Any:
-        return desk.api.accepted(environ, ticket).send(environ, start_response)
+        return desk.api.admitted(ticket, environ, start_response)
 
     result = call(app, "/image", "POST")
     base = "/api/queue"
@@ -266,6 +267,82 @@ def test_a_failure_without_an_answer_is_told_without_the_reason_of_the_app() -> 
     assert (result.status, result.json()["detail"]) == ("500 Internal Server Error", "It broke.")
 
 
+def crashed(desk: Desk, owner: str = "") -> Ticket:
+    """Return a ticket whose worker died once too often."""
+    ticket = desk.put(owner)
+    for _ in range(2):
+        desk.claim()
+        desk.now += 31
+        desk.store.requeue_expired(now=desk.now)
+    return ticket
+
+
+def test_what_failed_by_crashes_can_be_run_again_with_one_call() -> None:
+    """Catches: an upload that has to be sent again although it is still here; an answer that is no new 202."""
+    desk = Desk()
+    ticket = crashed(desk)
+    status = desk.ask("status", ticket).json()
+    assert status["status"] == "failed"
+    assert "kept here" in status["retry_suggestion"]["message"]
+    assert status["retry_url"] == f"/api/queue/status/{ticket.id}/retry"
+    again = call(desk.api, status["retry_url"], "POST")
+    assert again.status == "202 Accepted"
+    assert again.header("Location") == again.json()["result_url"]
+    new = desk.store.get(again.json()["request_id"])
+    assert new.id != ticket.id
+    assert (new.state, new.tier, new.client, new.created_at) == (State.QUEUED, ticket.tier, ticket.client, desk.now)
+    assert desk.claim().id == new.id
+
+
+def test_a_second_retry_is_refused() -> None:
+    """Catches: a double click that runs it twice."""
+    desk = Desk()
+    ticket = crashed(desk)
+    assert desk.ask("status", f"{ticket.id}/retry", "POST").status == "202 Accepted"
+    assert desk.ask("status", f"{ticket.id}/retry", "POST").status == "409 Conflict"
+    assert "retry_url" not in desk.ask("status", ticket).json()
+
+
+def test_what_is_done_through_the_api_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Catches: a ticket that ends, or begins anew, and of which the log knows nothing."""
+    caplog.set_level(logging.INFO)
+    desk = Desk()
+    failed = crashed(desk)
+    again = desk.ask("status", f"{failed.id}/retry", "POST").json()["request_id"]
+    waiting = desk.put()
+    running = desk.claim()
+    for ticket_id in (waiting.id, running.id):
+        desk.ask("status", ticket_id, "DELETE")
+    assert running.id == again
+    assert caplog.messages == [
+        f"ticket.queued ticket={again[:8]} route=image tier=registered retry_of={failed.id[:8]}",
+        f"ticket.cancelled ticket={waiting.id[:8]} route=image",
+        f"ticket.cancelling ticket={again[:8]} route=image",
+    ]
+
+
+def test_only_its_owner_has_a_ticket_run_again() -> None:
+    """Catches: somebody else's slot taken, and his place seen, by knowing an id."""
+    desk = Desk()
+    ticket = crashed(desk, "user:ann")
+    stranger = desk.ask("status", f"{ticket.id}/retry", "POST", REMOTE_USER="bob")
+    unknown = desk.ask("status", f"{uuid.uuid4()}/retry", "POST", REMOTE_USER="bob")
+    assert (stranger.status, stranger.headers, stranger.body) == (unknown.status, unknown.headers, unknown.body)
+    assert stranger.status == "404 Not Found"
+    assert desk.ask("status", f"{ticket.id}/retry", "POST", REMOTE_USER="ann").status == "202 Accepted"
+
+
+def test_what_waits_or_was_answered_is_not_run_again() -> None:
+    """Catches: a run that nobody asked to repeat."""
+    desk = Desk()
+    waiting = desk.put()
+    assert desk.ask("status", f"{waiting.id}/retry", "POST").status == "409 Conflict"
+    desk.answer(desk.claim(), "503 Busy")
+    assert desk.ask("status", f"{waiting.id}/retry", "POST").status == "409 Conflict"
+    get = desk.ask("status", f"{waiting.id}/retry")
+    assert (get.status, get.header("Allow")) == ("405 Method Not Allowed", "POST, OPTIONS")
+
+
 def test_one_event_is_sent_and_after_the_final_one_no_more() -> None:
     """Catches: an EventSource that comes back for ever."""
     desk = Desk()
@@ -337,6 +414,27 @@ def test_health_by_load_and_length(value: float, queued: int, status: str) -> No
     assert result.status == "200 OK"
     assert result.json()["status"] == status
     assert result.json()["checks"]["load"]["failed"] == {"memory": "failing"}
+
+
+def test_a_pause_is_seen_by_the_owner_of_a_ticket_and_in_the_health() -> None:
+    """Catches: an estimate while nothing moves; a client that asks every second; a pause that nobody notices."""
+    desk = Desk()
+    desk.load = Load(value=0.1, above="", readings={}, failed={}, memory_above=False)
+    ticket = desk.put()
+    assert call(desk.api, "/api/queue/health").json()["checks"]["paused"] == {"status": "ok"}
+    desk.store.pause(paused=True)
+    status = desk.ask("status", ticket)
+    data = status.json()
+    assert data["message"].startswith("⏸️ You're #1 in queue.")
+    assert data["position_in_queue"] == 1
+    for name in ("estimated_wait_time", "estimated_wait_human", "estimated_wait_p90"):
+        assert data[name] is None
+    assert 13 <= int(status.header("Retry-After") or 0) <= 17
+    accepted = call(lambda *told: desk.api.admitted(ticket, *told), "/image", "POST").json()
+    assert accepted["message"] == data["message"]
+    assert accepted["retry_suggestion"]["message"].startswith("The queue is paused just now.")
+    health = call(desk.api, "/api/queue/health").json()
+    assert (health["status"], health["checks"]["paused"]) == ("warning", {"status": "paused"})
 
 
 def test_a_dead_store_is_503_only_when_nothing_can_run_either(monkeypatch: pytest.MonkeyPatch) -> None:

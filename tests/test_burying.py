@@ -76,7 +76,7 @@ def test_a_killed_process_is_buried_by_another(
     process.bury()
     assert state() is State.QUEUED
     assert process.store.statistics(now=time.time()).workers == ()
-    assert f"process {child.pid}, which replayed, is dead; it ran 1 tickets" in caplog.text
+    assert f"worker.died pid={child.pid} tickets=1" in caplog.text
 
 
 def test_a_pid_that_somebody_else_has_now_does_not_keep_the_dead_alive(process: Process) -> None:
@@ -129,7 +129,7 @@ def test_a_process_that_leaves_can_be_buried_as_long_as_it_runs_something(
     monkeypatch.setattr(process.store, "report", lambda worker, **_: reported.append(worker.threads))
     monkeypatch.setattr(process.pool, "started", True)
     process.report()
-    monkeypatch.setattr(process.pool, "running", lambda: [("x", 1)])
+    monkeypatch.setattr(process.pool.runs, "held", lambda: [("x", 1)])
     monkeypatch.setattr(process.pool, "drain", lambda _timeout: process.report())
     process.drain(10)
     process.report()

@@ -10,6 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.support import ROOT
 from wsgi_admission import __version__
 from wsgi_admission.cli import LazyCommand, main
 from wsgi_admission.config import SECTIONS, load_config
@@ -129,6 +130,9 @@ base_url =                               ; default
 admin_token = ********
 metrics = public                         ; default
 
+[log]
+format = text                            ; default
+
 [route:x]
 path = /x
     /y
@@ -136,6 +140,8 @@ methods = POST                           ; default
 expected_time = 30s                      ; default
 max_concurrent = 1
 max_body = 16MiB                         ; default
+max_wait =                               ; default: as long as it takes
+max_runtime =                            ; default: as long as it takes
 crash_retries =                          ; default: that of [admission] applies
 """
     )
@@ -299,3 +305,12 @@ def test_a_fault_of_this_package_is_not_blamed_on_missing_packages() -> None:
     result = CliRunner().invoke(group, ["demo"])
 
     assert isinstance(result.exception, ModuleNotFoundError)
+
+
+def test_every_extra_that_a_command_names_exists() -> None:
+    """Catches: advice to install what pip does not know."""
+    declared = (ROOT / "pyproject.toml").read_text("utf-8")
+    lazy = {command.name: command._extra for command in main.commands.values() if isinstance(command, LazyCommand)}
+    assert lazy == {"demo": "demo", "top": "top"}
+    for extra in lazy.values():
+        assert f"\n{extra} = [" in declared

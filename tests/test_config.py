@@ -92,6 +92,8 @@ def test_a_file_with_one_route_has_the_documented_defaults(load: Load) -> None:
             expected_time=30.0,
             max_concurrent=None,
             max_body=16 * 1024 * 1024,
+            max_wait=None,
+            max_runtime=None,
             crash_retries=None,
         ),
     )
@@ -141,6 +143,8 @@ methods = post, GET
 expected_time = 5m
 max_concurrent = 1
 max_body = 1MB
+max_wait = 10m
+max_runtime = 90
 crash_retries = 3
 """)
     assert config == Config(
@@ -174,6 +178,8 @@ crash_retries = 3
                 expected_time=300.0,
                 max_concurrent=1,
                 max_body=1_000_000,
+                max_wait=600.0,
+                max_runtime=90.0,
                 crash_retries=3,
             ),
         ),
@@ -446,7 +452,7 @@ def test_a_file_that_is_no_ini_file(load: Load, text: str, expected: list[str]) 
         (
             ROUTE + "[DEFAULT]\nname = y\n",
             ("a.ini [DEFAULT]: unknown section. "
-            "Expected one of [admission], [load], [store], [tiers], [api], [tier:NAME], [route:NAME]."),
+            "Expected one of [admission], [load], [store], [tiers], [api], [log], [tier:NAME], [route:NAME]."),
         ),
         (ROUTE + "[api]\nzzz = 1\n", ("a.ini [api]: unknown option 'zzz'. "
             "Expected one of prefix, base_url, admin_token, metrics.")),
@@ -468,7 +474,7 @@ def test_a_problem_of_a_section(load: Load, text: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("section", "line", "reason"),
     [
-        ("admission", "name = a b", "may hold only these"),
+        ("admission", "name = a b", "has other characters"),
         ("admission", "mode = autoo", "is none of them; did you mean 'auto'?"),
         ("admission", "max_concurrent = 0", "must be 1 or more"),
         ("admission", "max_concurrent = 1_000", "must be a whole number"),
@@ -513,6 +519,10 @@ def test_a_problem_of_a_section(load: Load, text: str, expected: str) -> None:
             "is not the beginning of a URL up to its host, without a slash at its end",
         ),
         ("api", "metrics = token", "needs an admin_token"),
+        ("route:y", "max_wait = 0", "must be above 0"),
+        ("route:y", "max_wait = soon", "must be a duration"),
+        ("route:y", "max_runtime = -5m", "must be above 0"),
+        ("route:y", "max_runtime = 5y", "unknown unit 'y'; expected one of ms, s, m, h, d"),
         ("route:y", "path = video", "must begin with '/'"),
         ("route:y", "path = /y ?", "must be a path without spaces, '?' or '#'"),
         ("route:y", "path = /<n>/<n>", "the name 'n' stands in it twice"),
@@ -548,7 +558,9 @@ def test_a_bad_value_is_told_with_its_place(load: Load, section: str, line: str,
     text = f"{ROUTE}[{section}]\n{line}\n"
     name, _, value = (part.strip() for part in line.splitlines()[-1].partition("="))
 
-    assert first_line(load, text) == f"a.ini [{section}] {name} = {value!r}: {reason}."
+    assert first_line(load, text) == f"a.ini [{section}] {name} = {value!r}: {reason}" + "." * (
+        not reason.endswith("?")
+    )
 
 
 def test_a_header_needs_trusted_proxies(load: Load) -> None:

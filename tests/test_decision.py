@@ -35,6 +35,20 @@ def test_the_verdict_and_its_reason(mode: Mode, above: str, waiting: int, verdic
     assert decide(mode, Reading(above), Line(waiting)) == Decision(verdict, reason)
 
 
+@pytest.mark.parametrize(
+    ("mode", "decision"),
+    [
+        (Mode.AUTO, Decision(Verdict.QUEUE, "paused")),
+        (Mode.SHADOW, Decision(Verdict.QUEUE, "paused")),
+        (Mode.QUEUE_ALL, Decision(Verdict.QUEUE, "mode")),
+        (Mode.PASS_THROUGH, Decision(Verdict.PASS, "mode")),
+    ],
+)
+def test_a_paused_line_lets_nobody_past(mode: Mode, decision: Decision) -> None:
+    """Catches: a newcomer that runs at once because nothing waits and nothing is loaded."""
+    assert decide(mode, Reading(""), Line(0, paused=True)) == decision
+
+
 @pytest.mark.parametrize("word", ["auto", "queue_all", "pass_through", "shadow"])
 def test_every_mode_of_the_configuration_exists(word: str) -> None:
     """Catches: a mode that the configuration offers and the decision does not know."""

@@ -6,11 +6,15 @@ the Makefile runs.  ``make demo`` is played by the command that the Makefile run
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,15 +26,19 @@ from werkzeug.serving import make_server
 
 from tests.docs_pages import PAGES, Block, blocks, literals, tree, write_files
 from tests.docs_terminal import SHOWN_URL, Terminal, assert_like, compare_shape, read_json
+from tests.store_model import recording, ticket
 from tests.support import ROOT, Reply, ask, free_port, server, stop, until
 from tests.wsgi import call, environ
 from wsgi_admission import AdmissionMiddleware, load_config
 from wsgi_admission.config import SECTIONS
 from wsgi_admission.options import Kind, options_of
-from wsgi_admission.ticket import LEGAL_MOVES
+from wsgi_admission.policy.decision import Mode
+from wsgi_admission.stores import open_store
+from wsgi_admission.stores.records import Worker
+from wsgi_admission.ticket import LEGAL_MOVES, State
 
 README, HTTP, CONFIGURATION = ROOT / "README.rst", ROOT / "docs" / "http.rst", ROOT / "docs" / "configuration.rst"
-HOW = ROOT / "docs" / "how-it-works.rst"
+HOW, OPERATING = ROOT / "docs" / "how-it-works.rst", ROOT / "docs" / "operating.rst"
 SOURCE = "\n".join(
     file.read_text("utf-8") for kind in ("*.py", "*.ini") for file in sorted((ROOT / "wsgi_admission").rglob(kind))
 )
@@ -271,6 +279,36 @@ def start_gunicorn(desk: Path) -> Callable[[list[str], str], None]:
     return play
 
 
+def start_work(desk: Path) -> Callable[[list[str], str], None]:
+    """Return what plays ``work CONFIG APP``: the command itself, which replays one request that waits."""
+
+    def play(words: list[str], _shown: str) -> None:
+        config = load_config(desk / words[1], {})
+        queueing = replace(config, admission=replace(config.admission, mode=Mode.QUEUE_ALL))
+        site = AdmissionMiddleware(refuse, queueing, replays=False)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "wsgi_admission", *words],
+            cwd=desk, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            urls = call(site, "/api/generate", "POST").json()
+            until(lambda: call(site, urls["status_url"]).json()["status"] == "completed")
+            assert call(site, urls["result_url"]).body == b"a picture"
+            until(lambda: call(site, "/api/queue/health").json()["checks"]["workers"]["processes"] == 2, "both reports")
+        finally:
+            process.terminate()
+            told = process.communicate(timeout=30)[1]
+            site.close()
+        assert process.returncode == 0, told
+
+    return play
+
+
+def refuse(_environ: Any, _start_response: Any) -> list[bytes]:
+    """Be the app of a site whose requests run elsewhere."""
+    raise AssertionError("it is not this process that replays")
+
+
 def waits(url: str, state: str) -> None:
     """Wait for a ticket to be in a final state; one that is shown waiting may be further already."""
     if url and state == "completed":
@@ -371,13 +409,47 @@ def test_the_examples_of_the_http_page(desk: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    "desk", [page for page in PAGES if page not in {README, HTTP} and blocks("console", pages=(page,))],
+    "desk", [page for page in PAGES if page not in {README, HTTP, OPERATING} and blocks("console", pages=(page,))],
     indirect=True, ids=lambda page: page.name,
 )  # fmt: skip
 def test_the_commands_of_the_other_pages(desk: Path, request: pytest.FixtureRequest) -> None:
     """Catches: a command or its output that is not so."""
-    terminal = Terminal(desk, make=make, gunicorn=start_gunicorn(desk))
+    terminal = Terminal(desk, make=make, gunicorn=start_gunicorn(desk), work=start_work(desk))
     for block in blocks("console", pages=(request.node.callspec.params["desk"],)):
+        terminal.run(block.text)
+
+
+@pytest.mark.parametrize("desk", [OPERATING], indirect=True)
+def test_the_commands_of_the_operating_page(desk: Path) -> None:
+    """Catches: a command that prints something else, or does not do what the next one shows."""
+    page = OPERATING.read_text("utf-8")
+    running, failed = (re.search(rf"{short}-[-0-9a-f]{{27}}", page) for short in ("2f1c7f0e", "77aa01b2"))
+    assert running
+    assert failed
+    config = load_config("admission.ini")
+    now = time.time()
+    with closing(open_store(config.store.url)) as store:
+
+        def put(ticket_id: str = "", tier: str = "anonymous", client: str = "addr:198.51.100.7") -> None:
+            made = ticket(client, route="pictures", tier=tier, created_at=now)
+            store.put(replace(made, id=ticket_id or made.id), recording(), now=now)
+
+        def start(ticket_id: str, ago: float) -> None:
+            put(ticket_id)
+            assert store.claim("w", now=now - ago, lease=3600, routes={"pictures"})
+
+        start(failed[0], 150)
+        store.finish(failed[0], 1, State.FAILED, None, now=now, error="It left.", keep_request=True)
+        start("", 150)
+        done = store.listing(State.PROCESSING)[0]
+        store.finish(done.id, 1, State.COMPLETED, recording(), now=now)
+        start(running[0], 12)
+        put(tier="donor", client="user:ann")
+        put()
+        put(client="user:ben")
+        store.report(Worker("w", "web1", 4711, 1, 1), now=now - 2)
+    terminal = Terminal(desk)
+    for block in blocks("console", pages=(OPERATING,)):
         terminal.run(block.text)
 
 
@@ -395,6 +467,14 @@ def test_every_field_of_the_answers_is_explained() -> None:
     fields = {name for name in shown if name not in {"message"}}
     assert len(fields) > 20
     assert fields - explained == set()
+
+
+def test_every_event_of_the_log_is_explained() -> None:
+    """Catches: an event that is not told of, or one that is no more."""
+    event = r"(?:ticket|leases|worker|process|store)\.[a-z]+"
+    logged = {"ticket.completed", "ticket.failed", "ticket.cancelled"}  # named after the state
+    logged |= set(re.findall(rf'"({event})"', SOURCE))
+    assert {text for text in literals(OPERATING) if re.fullmatch(event, text)} == logged
 
 
 # ---------------------------------------------------------------- drawings and formulas

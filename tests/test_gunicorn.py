@@ -10,7 +10,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -163,13 +163,42 @@ def test_a_worker_that_leaves_hands_its_ticket_back_to_its_place(tmp_path: Path)
         assert site.ask(second["status_url"]).json()["position_in_queue"] == 1
 
 
-def start_and_fail(tmp_path: Path, text: str, settings: str = "") -> subprocess.CompletedProcess[str]:
+def test_a_replaying_process_whose_threads_are_stuck_is_replaced(tmp_path: Path) -> None:
+    """Catches: a site whose line stands still until somebody restarts it."""
+    text = QUEUE_ALL.replace("path = /gated", "path = /gated\nmax_runtime = 200ms")
+    with gunicorn(tmp_path, ini(tmp_path, text)) as site:
+        first = replay_pid(site)
+        hung = site.ask("/gated?hung", "POST")
+        assert site.final(hung)["status"] == "failed"
+        assert site.starts() == ["start hung"] * 2
+        assert f"Worker (pid:{first}) leaves: most of its replay threads are stuck" in site.text()
+        second = replay_pid(site)
+        assert second != first
+        assert psutil.Process(second).nice() == 10
+
+
+def test_a_web_worker_with_stuck_threads_of_its_own_only_says_so(tmp_path: Path) -> None:
+    """Catches: requests that are cut off because a replay hangs beside them."""
+    text = QUEUE_ALL.replace("path = /gated", "path = /gated\nmax_runtime = 200ms")
+    with gunicorn(tmp_path, ini(tmp_path, text), settings="workers = 1") as site:
+        (worker,) = workers(site)
+        hung = site.ask("/gated?hung", "POST")
+        until(lambda: "1 of 1 replay threads are stuck: this process should be restarted" in site.text(), "the report")
+        assert site.ask("/ping").status == 200
+        site.open_gate()
+        assert site.final(hung)["status"] == "completed"
+        assert workers(site) == [worker]
+
+
+def start_and_fail(
+    tmp_path: Path, text: str, settings: str = "", options: str = ""
+) -> subprocess.CompletedProcess[str]:
     """Start a gunicorn that refuses to."""
     config = ini(tmp_path, text)
     conf = tmp_path / "gunicorn.conf.py"
     conf.write_text(
         f"bind = '127.0.0.1:0'\nworkers = 2\ncontrol_socket_disable = True\n{settings}\n"
-        f"from wsgi_admission.integrations.gunicorn import install\ninstall(globals(), {str(config)!r})\n"
+        f"from wsgi_admission.integrations.gunicorn import install\ninstall(globals(), {str(config)!r}{options})\n"
     )
     return subprocess.run(
         [sys.executable, "-m", "gunicorn", "-c", str(conf), "tests.apps:app"],
@@ -281,9 +310,16 @@ def test_the_store_is_tried_with_the_rights_of_a_worker_and_not_in_the_master(tm
     (tmp_path / "admission.db").unlink()
     (tmp_path / "admission.db").mkdir()
     assert "is not a plain file" in permanent_fault(config, lambda: None)
-    rights.unlink()
     gone = replace(config, store=replace(config.store, url="sqlite:////dev/null/admission.db"))
-    assert permanent_fault(gone, become_worker) == ""
+    assert "cannot be made or opened" in permanent_fault(gone, lambda: None)
+
+
+def test_memory_is_refused_where_nobody_replays(tmp_path: Path) -> None:
+    """Catches: a line that never moves."""
+    text = QUEUE_ALL + "[store]\nurl = memory://\n"
+    ended = start_and_fail(tmp_path, text, "workers = 1", ", replays=False")
+    assert ended.returncode == 1
+    assert "is one process's own, and none of gunicorn's replays: take a file" in ended.stderr
 
 
 def test_the_asgi_worker_is_refused(tmp_path: Path) -> None:
@@ -342,3 +378,26 @@ def test_clients_that_send_slowly_keep_no_slot(tmp_path: Path) -> None:
             until(lambda: site.ask("/echo", "POST", b"quick").status == 203, "a slot")
         slow.sendall(b"lf")
         assert slow.makefile("rb").readline() == b"HTTP/1.1 203 Quite All Right\r\n"
+
+
+@pytest.mark.parametrize("length", ["Content-Length: 100", "Transfer-Encoding: chunked"])
+def test_a_client_that_trickles_is_given_up(tmp_path: Path, length: str) -> None:
+    """Catches: a thread of the server held for as long as somebody likes, a byte at a time."""
+    hasty = "import wsgi_admission.receiving as r\nr.SILENCE, r.READ = 0.2, 200"
+    with gunicorn(tmp_path, ini(tmp_path, QUEUE_ALL), settings=hasty) as site, socket.socket() as slow:
+        host, port = site.url.removeprefix("http://").split(":")
+        slow.connect((host, int(port)))
+        slow.sendall(f"POST /gated HTTP/1.1\r\nHost: x\r\n{length}\r\n\r\n".encode())
+        slow.settimeout(0.05)
+        answer = b""
+
+        def answered() -> bytes:
+            nonlocal answer
+            with suppress(TimeoutError, BrokenPipeError, ConnectionResetError):
+                slow.sendall(b"1\r\nx\r\n" if "chunked" in length else b"x")
+            with suppress(TimeoutError):
+                answer = slow.recv(100)
+            return answer
+
+        until(answered, "an answer")
+        assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n")

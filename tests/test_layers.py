@@ -13,15 +13,28 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 # ``__init__`` is the package itself.
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("options.*", "cgroups", "errorlog", "host", "locks", "receiving"),
+    ("options.*", "cgroups", "errorlog", "host", "locks", "logs", "receiving"),
     ("recording",),
     ("ticket", "routes", "tiers", "load", "slots", "replay", "policy.*"),
     ("sections",),
-    ("config", "stores.*"),
+    ("config", "stores.*", "runs"),
     ("workers", "burying", "chores", "web.*", "running"),
-    ("process",),
+    ("process", "arrivals"),
     ("middleware",),
-    ("__init__", "integrations.*", "client", "cli", "__main__", "demo.*"),
+    (
+        "__init__",
+        "integrations.*",
+        "client",
+        "cli",
+        "commands",
+        "operators",
+        "overview",
+        "top",
+        "working",
+        "replaying",
+        "__main__",
+        "demo.*",
+    ),
 )
 LAST_ROW = len(ROWS) - 1
 # Packages whose modules may import each other.

@@ -89,6 +89,27 @@ def test_a_web_worker_does_not_take_over_an_empty_line(
     assert not started(middleware)
 
 
+def test_a_web_worker_that_leaves_replays_to_others_never_takes_over(
+    middleware: AdmissionMiddleware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: GPU work begun on a machine without a GPU, because the one with it was away for half a minute."""
+    looked: list[bool] = []
+    monkeypatch.setattr(module, "WATCH_INTERVAL", 0.001)
+    for stands_by in (True, False):
+        monkeypatch.setattr(Leaving, "_stand_by", lambda _self, this=stands_by: looked.append(this))
+        worker = SimpleNamespace(
+            alive=True, ppid=os.getppid(), cfg=SimpleNamespace(graceful_timeout=30, timeout=30)
+        )  # fmt: skip
+        leaving = Leaving(worker, middleware, stands_by=stands_by)
+        if stands_by:
+            until(lambda: looked, "a look")
+        else:
+            leaving._thread.join(0.2)  # a look would be here
+        worker.alive = False
+        leaving._thread.join(10)
+    assert set(looked) == {True}
+
+
 @pytest.mark.parametrize(
     ("limits", "patience"),
     [

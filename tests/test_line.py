@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from tests.support import Reply, Server, gunicorn, ini, until
+from wsgi_admission.cli import main
 
 FORCED = """
 [admission]
@@ -311,3 +315,27 @@ def test_health_and_metrics_have_the_fields_of_the_contract(site: Server) -> Non
     assert health["queue_length"] == 1
     assert health["checks"]["slots"] == {"status": "ok", "in_use": 1, "limit": 1}
     assert health["checks"]["workers"] == {"status": "ok", "processes": 1, "threads": 2}
+
+
+def test_an_operator_stops_a_running_site_takes_back_a_run_and_goes_on(site: Server, tmp_path: Path) -> None:
+    """Catches: a process that does not see the pause, an answer of a run that was taken back, a line that stays."""
+
+    def operator(*arguments: str) -> Any:
+        ended = CliRunner().invoke(main, [*arguments, "--json", "--config", str(tmp_path / "admission.ini")])
+        assert ended.exit_code == 0, ended.output
+        return json.loads(ended.stdout)
+
+    first = hold(site)
+    (running,) = operator("status")["running"]
+    assert operator("pause") == {"name": "main", "paused": True, "queued": 0, "processing": 1}
+    second = submit(site, 1)
+    assert "paused" in second.json()["message"]
+    assert site.ask("/api/queue/health").json()["checks"]["paused"] == {"status": "paused"}
+    assert operator("requeue", running["request_id"][:8])["status"] == "queued"
+    site.open_gate()
+    until(lambda: site.ask("/api/queue/health").json()["checks"]["slots"]["in_use"] == 0, "the end of the first run")
+    assert operator("drain", "--wait", "--timeout", "10")["queued"] == 2
+    assert len(site.starts()) == 1
+    assert operator("resume")["paused"] is False
+    assert [site.final(reply)["status"] for reply in (first, second)] == ["completed"] * 2
+    assert sorted(site.starts()) == ["start 1", "start first", "start first"]

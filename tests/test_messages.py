@@ -33,6 +33,19 @@ def test_each_state_has_its_sentence(
     assert messages.status(state, position=position, wait=wait, hint=hint, error=error) == expected
 
 
+def test_a_pause_is_told_with_the_place() -> None:
+    """Catches: a client told that it starts shortly, or that others are served, while nothing moves."""
+    told = messages.status(State.QUEUED, position=1, wait=None, paused=True, hint="Sign in.")
+    assert told == "⏸️ You're #1 in queue. It is paused just now, and you keep your place. Sign in."
+    assert messages.status(State.PROCESSING, position=None, wait=None, paused=True).startswith("🔄")
+    assert messages.retry(7, 0.95, paused=True).startswith("The queue is paused just now. To try again")
+
+
+def test_why_a_request_was_cancelled_that_waited_too_long() -> None:
+    """Catches: seconds shown to people."""
+    assert messages.expired(600.0) == "It could not be started within 10 minutes. Please try again later."
+
+
 def test_advice_on_a_retry_tells_the_load() -> None:
     """Catches: advice that says the same at every load."""
     assert messages.retry(7, 0.85) == (

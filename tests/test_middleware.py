@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import io
+import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,8 @@ import pytest
 
 from tests.support import until
 from tests.wsgi import Result, call, environ
-from wsgi_admission import AdmissionMiddleware, Config, ConfigError, StoreUnavailable
-from wsgi_admission.config import Admission, Route, StoreOptions
+from wsgi_admission import AdmissionMiddleware, Config, ConfigError, StoreUnavailable, logs
+from wsgi_admission.config import Admission, LogOptions, Route, StoreOptions
 from wsgi_admission.policy.decision import Mode
 from wsgi_admission.process import line_reader
 from wsgi_admission.replay import MARK
@@ -202,6 +205,31 @@ def test_who_waits_for_a_full_route_is_not_overtaken_by_leaving_slots_idle(made:
     image.close()
 
 
+def test_a_slot_of_a_route_that_comes_free_is_for_those_who_wait_for_it(
+    made: list[Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: a newcomer that passes the whole line of its route, because the slot came free while it looked."""
+    site = Site()
+    made.append(site)
+    config = Config(
+        admission=Admission(max_concurrent=10),
+        store=StoreOptions(url="memory://"),
+        routes=(Route(name="video", path=("/video",), max_concurrent=1),),
+    )
+    site.middleware = AdmissionMiddleware(site.app, config, replays=False)
+    _, video = site.open("/video")
+    assert site.open("/video")[0] == "202 Accepted"
+    slots = site.middleware.process().slots
+    take = slots.take
+
+    def late(route: str | None) -> Any:
+        video.close()  # in the moment between the decision and the slot
+        return take(route)
+
+    monkeypatch.setattr(slots, "take", late)
+    assert site.open("/video")[0] == "202 Accepted"
+
+
 def test_every_mode_does_what_it_says(made: list[Site]) -> None:
     """Catches: a mode that is parsed and ignored; a shadow that queues or does not count."""
     for mode, expected in ((Mode.QUEUE_ALL, "202 Accepted"), (Mode.PASS_THROUGH, "200 OK"), (Mode.SHADOW, "200 OK")):
@@ -361,7 +389,7 @@ def test_a_body_that_cannot_be_kept_means_503(made: list[Site], monkeypatch: pyt
     def full(*_args: Any, **_keys: Any) -> Any:
         raise StoreUnavailable("A request body cannot be kept: No space left on device.")
 
-    monkeypatch.setattr("wsgi_admission.middleware.receive", full)
+    monkeypatch.setattr("wsgi_admission.arrivals.receive", full)
     refused = site.call(body=b"kept")
     assert refused.status == "503 Service Unavailable"
     assert refused.header("Retry-After")
@@ -389,6 +417,29 @@ def test_a_store_that_cannot_keep_a_request_means_running_or_503_but_never_202(
     held.close()
 
 
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_what_is_queued_is_told_without_what_the_client_sent(
+    made: list[Site], caplog: pytest.LogCaptureFixture, form: str
+) -> None:
+    """Catches: a cookie, a query value or a whole id in the log; a format that is not the configured one."""
+    caplog.set_level(logging.INFO)
+    site = Site(mode=Mode.QUEUE_ALL)
+    made.append(site)
+    config = replace(site.config, log=LogOptions(format=form))
+    site.middleware = AdmissionMiddleware(site.app, config, replays=False)
+    try:
+        accepted = site.call("/image?prompt=private", HTTP_COOKIE="session=private")
+    finally:
+        logs.use("text")
+    ticket = accepted.json()["request_id"]
+    if form == "text":
+        assert caplog.messages[-1] == f"ticket.queued ticket={ticket[:8]} route=image tier=anonymous"
+    else:
+        assert json.loads(caplog.messages[-1])["ticket"] == ticket[:8]
+    assert "private" not in caplog.text
+    assert ticket not in caplog.text
+
+
 def test_a_store_that_cannot_be_opened_leaves_the_site_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Catches: a 500 on every request because of a wrong file; no way back when it is mended."""
     wrong = tmp_path / "admission.db"
@@ -408,7 +459,7 @@ def test_a_store_that_cannot_be_opened_leaves_the_site_up(tmp_path: Path, caplog
     health = site.call("/api/queue/health", "GET")
     assert (health.status, health.json()["status"]) == ("200 OK", "degraded")
     assert site.open("/elsewhere")[0] == "200 OK"
-    assert "the store cannot be opened" in caplog.text
+    assert "store.failing step=open error=" in caplog.text
     wrong.rmdir()
     site.middleware._failed_at = -1e9  # as if a second had passed
     assert site.call().status == "202 Accepted"
@@ -528,7 +579,7 @@ def test_the_tickets_of_a_tier_that_is_configured_no_more_are_not_overtaken(made
     made.append(site)
     site.call()
     process = site.middleware.process()
-    assert line_reader(process.store, process.slots, {"gold": 0, "silver": 1})(0).waiting == 1
+    assert line_reader(process.store, process.slots, {"gold": 0, "silver": 1})(0, "image").waiting == 1
 
 
 def test_memory_shared_by_several_processes_is_warned_of_once(

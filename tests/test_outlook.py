@@ -79,6 +79,17 @@ def test_ten_before_on_a_route_of_two_take_five_turns() -> None:
     assert 700 < wait(store, put(store, "video"), in_use=2) < 1200
 
 
+def test_while_the_line_is_paused_only_the_place_is_told() -> None:
+    """Catches: seconds until a start that nobody knows."""
+    store = open_store("memory://")
+    put(store, "image")
+    ticket = put(store, "image")
+    store.pause(paused=True)
+    assert Forecast(store, CONFIG, lambda: 0).outlook(ticket, now=0.0) == (2, None, True)
+    store.pause(paused=False)
+    assert wait(store, ticket, in_use=0) >= 0
+
+
 def test_a_ticket_claimed_meanwhile_has_no_place() -> None:
     """Catches: a ticket told to wait for itself."""
     store = open_store("memory://")

@@ -81,6 +81,36 @@ def sqlite_config(path: Path, **options: Any) -> Config:
 # What is held back, and what is told
 
 
+def test_while_the_line_is_paused_nothing_starts_and_newcomers_wait(
+    monkeypatch: pytest.MonkeyPatch, sites: list[Site]
+) -> None:
+    """Catches: a newcomer that runs at once on an idle server, or a replay thread that goes on."""
+    monkeypatch.setattr("wsgi_admission.process.LoadMeter.sample", lambda _self, _now: None)
+    site = Site(replays=True)
+    sites.append(site)
+    process = site.middleware.process()
+    looks: list[bool] = []
+    paused = process.store.paused
+
+    def look() -> bool:
+        looks.append(True)
+        return paused()
+
+    process.store.pause(paused=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(process.store, "paused", look)
+        patch.setattr(process.store, "claim", lambda *_args, **_keys: pytest.fail("claimed"))
+        accepted = [site.call() for _ in range(2)]
+        enough = len(looks) + 3
+        until(lambda: len(looks) >= enough, "looks of the replay thread")
+    assert [one.status for one in accepted] == ["202 Accepted"] * 2
+    assert accepted[0].json()["queue_info"]["estimated_wait_time"] is None
+    assert site.environs == []
+    process.store.pause(paused=False)
+    until(lambda: len(site.environs) == 2, "both runs")
+    until(lambda: site.call().status == "200 OK", "a run at once")
+
+
 def test_memory_above_its_threshold_lets_one_replay_run_and_no_second(memory: Memory, sites: list[Site]) -> None:
     """Catches: replays that fill a full memory; a line that stands still for as long as others fill it."""
     site = Site(mode=Mode.QUEUE_ALL, slots=5)
@@ -289,6 +319,63 @@ def test_a_process_that_ends_hands_back_what_it_runs(tmp_path: Path) -> None:
 # What becomes of a request
 
 
+def test_a_request_that_waited_longer_than_its_route_allows_is_cancelled_with_the_reason(sites: list[Site]) -> None:
+    """Catches: max_wait that nobody looks after, or that reaches other routes; a client that is not told why."""
+    site = Site()
+    sites.append(site)
+    config = Config(
+        admission=Admission(mode=Mode.QUEUE_ALL),
+        store=StoreOptions(url="memory://"),
+        routes=(Route(name="image", path=("/image",), max_wait=0.05), Route(name="video", path=("/video",))),
+    )
+    site.middleware = AdmissionMiddleware(site.app, config, replays=False)
+    patient, impatient = site.call("/video").json(), site.call("/image").json()
+
+    def status(accepted: dict[str, str]) -> Any:
+        return site.call(accepted["status_url"], "GET").json()
+
+    until(lambda: status(impatient)["status"] == "cancelled")
+    reason = "It could not be started within 1 second. Please try again later."
+    told = status(impatient)
+    assert (told["error_message"], told["message"]) == (reason, f"🚫 Your request has been cancelled. {reason}")
+    assert "retry_suggestion" not in told
+    assert status(patient)["status"] == "queued"
+    site.call(patient["cancel_url"], "DELETE")
+    assert "error_message" not in status(patient)
+
+
+def test_a_process_reports_the_threads_that_are_not_stuck(sites: list[Site]) -> None:
+    """Catches: waits that are estimated as if hung threads worked; a process that is forgotten while it is alive."""
+    site, go = Site(), threading.Event()
+    sites.append(site)
+    config = Config(
+        admission=Admission(mode=Mode.QUEUE_ALL, max_concurrent=5, worker_threads=2),
+        store=StoreOptions(url="memory://"),
+        routes=(Route(name="image", path=("/image",), max_runtime=0.05),),
+    )
+
+    def app(_environ: Any, start_response: Any) -> list[bytes]:
+        assert go.wait(30)
+        start_response("200 OK", [])
+        return [b""]
+
+    site.middleware = AdmissionMiddleware(app, config)
+    process = site.middleware.process()
+
+    def reported() -> list[int]:
+        process.report()
+        return [worker.threads for worker in process.store.statistics(now=time.time()).workers]
+
+    assert reported() == [2]
+    for stuck in (1, 2):
+        site.call()
+        until(lambda: process.pool.runs.stuck == stuck, "the housekeeper's look")  # noqa: B023 - called at once
+        assert reported() == [1]
+    go.set()
+    until(lambda: not process.pool.runs.held(), "the ends")
+    assert reported() == [2]
+
+
 @pytest.mark.parametrize(("own", "retries"), [(None, 3), (0, 0), (5, 5)])
 def test_a_routes_own_crash_retries_go_before_the_sections(sites: list[Site], own: int | None, retries: int) -> None:
     """Catches: a route that must not repeat, repeated; 0 taken for nothing said."""
@@ -341,7 +428,7 @@ def test_a_put_that_is_interrupted_leaves_no_file_open(
     sites.append(site)
     bodies: list[BinaryIO] = []
 
-    def put(_ticket: Ticket, request: Recording, *, now: float) -> Ticket:
+    def put(_ticket: Ticket, request: Recording, *, now: float, **_of: str) -> Ticket:
         bodies.append(request.body)
         raise error(now)
 
@@ -352,7 +439,7 @@ def test_a_put_that_is_interrupted_leaves_no_file_open(
     assert site.middleware.process().slots.in_use() == 0
 
 
-def refuse_put(ticket: Ticket, request: Recording, *, now: float) -> Ticket:
+def refuse_put(ticket: Ticket, request: Recording, *, now: float, **_of: str) -> Ticket:
     """Fail in the middle, as a disk that becomes full does."""
     request.body.read(10)
     raise StoreUnavailable("The disk is full.")

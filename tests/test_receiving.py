@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from tests.support import until
 from tests.wsgi import environ
 from wsgi_admission import receiving
 from wsgi_admission.errors import BodyTooLarge, SlowBody, StoreUnavailable, UntellableLength
@@ -33,7 +37,7 @@ class Client:
     def __init__(self, sent: bytes, length: int) -> None:
         self.server, self.client = socket.socketpair()
         self.client.sendall(sent)
-        reader = self.server.makefile("rb", buffering=0)
+        reader = self.server.makefile("rb")  # its reads wait for all that they were asked for
         self.environ = environ("/image", "POST", CONTENT_LENGTH=str(length))
         self.environ |= {"gunicorn.socket": self.server, "wsgi.input": reader}
 
@@ -114,22 +118,63 @@ def test_a_client_slower_than_the_slowest_allowed_is_given_up() -> None:
     hasty = environ("/image", "POST", b"x" * size)
     with pytest.raises(SlowBody) as caught:
         receive(hasty, max_body=size, clock=Clock(2 * seconds))
-    # The first moment at which the time taken exceeds the silence allowed and what the bytes take.
-    assert caught.value.received == READ * (int(SILENCE // seconds) + 1)
+    # The first moment at which the time taken exceeds what is given, and what one block more takes.
+    assert caught.value.received == READ * (int(SILENCE // seconds) + 2)
     assert caught.value.status.startswith("408")
 
 
-def test_a_silent_client_is_given_up_and_its_connection_is_of_no_use_any_more(
-    silent: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Catches: a server's thread that waits for ever; a server that waits for the rest of the body afterwards."""
-    monkeypatch.setattr(receiving, "SILENCE", 0.01)
-    silent.server.settimeout(77)
-    with pytest.raises(SlowBody) as caught:
-        receive(silent.environ, max_body=100)
-    assert caught.value.received == 3
-    assert silent.server.gettimeout() == 77
-    assert silent.server.recv(1) == b""  # at once, and not after 77 seconds
+def test_a_read_that_takes_too_long_is_ended_from_outside(silent: Client) -> None:
+    """Catches: gunicorn's reads, which return only when all is there, however slowly it comes."""
+    began = time.monotonic()
+    refused: list[SlowBody] = []
+
+    def read() -> None:
+        with pytest.raises(SlowBody) as caught:
+            receive(silent.environ, max_body=100)
+        refused.append(caught.value)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    until(lambda: receiving._under_way, "the read")
+    receiving.give_up_slow(now=began + SILENCE)
+    assert thread.is_alive()
+    assert silent.server.getpeername() is not None  # not shut down
+    receiving.give_up_slow(now=time.monotonic() + SILENCE + READ / SLOWEST + 1)
+    thread.join(30)
+    assert [error.received for error in refused] == [3]
+    assert not receiving._under_way
+    assert silent.server.recv(1) == b""  # the server does not wait for the rest either
+
+
+def test_an_error_of_the_server_after_a_body_was_given_up_is_told_as_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a server that raises when a chunked body ends too early, and so gives no answer."""
+
+    class Chunked(io.BytesIO):
+        def read(self, _size: int | None = -1) -> bytes:
+            receiving.give_up_slow(now=time.monotonic() + 3600)
+            raise ConnectionResetError("no more data")
+
+    env = environ("/image", "POST", HTTP_TRANSFER_ENCODING="chunked")
+    env |= {"wsgi.input": Chunked(), "wsgi.input_terminated": True}
+    with pytest.raises(SlowBody):
+        receive(env, max_body=100)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_child_gives_up_nothing_of_its_parents(silent: Client) -> None:
+    """Catches: a worker that cuts off the clients of another one."""
+    thread = threading.Thread(target=lambda: receive(silent.environ, max_body=100))
+    thread.start()
+    until(lambda: receiving._under_way, "the read")
+    child = os.fork()
+    if not child:
+        receiving.give_up_slow(now=time.monotonic() + 3600)
+        os._exit(0)
+    os.waitpid(child, 0)
+    silent.client.sendall(b"defghij")
+    thread.join(30)
+    assert silent.environ["wsgi.input"].read() == b"abcdefghij"
+    silent.environ["wsgi.input"].close()
 
 
 def test_a_client_that_is_quick_enough_keeps_its_connection() -> None:

@@ -334,11 +334,32 @@ def test_an_empty_converter_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("pattern", "path"),
+    [
+        ("/<path:rest>/<name>.png", "/a" * 20_000),
+        ("/<path:rest>.<int:n>.png", "/" + ".1" * 20_000),
+        ("/<name>-<int:n>.png", "/" + "-1" * 20_000),
+        ("/<int:a>-<int:b>/<path:rest>/<float:c>x", "/1-1/" + "1.1/" * 20_000),
+        ("/<a>/<path:rest>x<uuid:b>", "/a" + "/x0" * 20_000),
+    ],
+)
+def test_a_pattern_that_is_accepted_takes_time_in_proportion_to_the_path(pattern: str, path: str) -> None:
+    """Catches: a rule that lets through what a hostile path makes slow: this would take minutes then."""
+    assert Table([Target("t", (pattern,), frozenset({"GET"}))], "/q").find("GET", path) is None
+
+
+@pytest.mark.parametrize(
     ("pattern", "error"),
     [
-        ("/<a>-<b>", "more than one <name>"),
-        ("/<int:a><int:b>", "one placeholder right behind another"),
+        ("/<a>-<b>", "between <a> and <b> there must be a text that one of them cannot match, such as '/'"),
+        ("/<int:a><int:b>", "between <int:a> and <int:b> there"),
+        ("/<a><int:b>", "between <a> and <int:b> there"),
+        ("/<a>0<int:b>", "between <a> and <int:b> there"),
+        ("/<float:a>.<float:b>", "between <float:a> and <float:b> there"),
+        ("/<path:rest>-<name>", "between <path:rest> and <name> there"),
+        ("/<path:rest>.<int:n>.png/<x>0<int:m>", "between <x> and <int:m> there"),
         ("/<path:a>/b/<path:c>", "more than one <path:...>"),
+        ("/<path:a>/<b>/<path:c>.png", "more than one <path:...>"),
     ],
 )
 def test_a_pattern_that_is_slow_to_match_is_refused(pattern: str, error: str) -> None:

@@ -27,7 +27,7 @@ DEADLINE = 30.0
 
 
 def serve(path: Path, limit: int, commands: Connection) -> None:
-    """Obey ("take", route), ("release", index), ("in_use",) and ("full", route) until the pipe closes."""
+    """Obey ("take", route), ("release", index), ("in_use",), ("full", route) and ("turn",) until the pipe closes."""
     slots = HostSlots(path, limit, LIMITS)
     held: list[Slot | None] = []
     while True:
@@ -42,6 +42,10 @@ def serve(path: Path, limit: int, commands: Connection) -> None:
                     commands.send(slots.in_use())
                 case ("full", route):
                     commands.send(slots.full(route))
+                case ("turn",):
+                    with slots.turn():
+                        commands.send("my turn")
+                        commands.send(commands.recv())
         except EOFError:
             return
 
@@ -297,6 +301,61 @@ def test_a_routes_limit_holds_between_processes(path: Path, other: Other) -> Non
     assert not here.allow(taken(here.take(None)), "video")
     mine.release()
     assert other.ask("take", "video")
+
+
+def test_one_thread_at_a_time_has_its_turn(make: Callable[..., Slots]) -> None:
+    """Catches: two threads that choose at once."""
+    slots, inside, order = make(5, LIMITS), threading.Event(), []
+
+    def second() -> None:
+        inside.set()
+        with slots.turn():
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with slots.turn():
+        thread.start()
+        assert inside.wait(DEADLINE)
+        order.append("first")
+    thread.join(DEADLINE)
+    assert order == ["first", "second"]
+    assert slots.in_use() == 0
+
+
+def test_processes_have_their_turn_one_after_the_other(
+    path: Path, other: Other, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: two processes that choose at once; a turn that is lost with the process that had it."""
+    here, tries = HostSlots(path, 5, LIMITS), []
+
+    def noted(seconds: float) -> None:
+        tries.append(seconds)
+        if len(tries) == 3:
+            other.pipe.send("go on")
+            assert other.pipe.poll(DEADLINE)
+
+    monkeypatch.setattr("wsgi_admission.slots.time.sleep", noted)
+    assert other.ask("turn")
+    with here.turn():
+        assert len(tries) >= 3
+    assert other.pipe.recv() == "go on"
+    assert other.ask("turn")
+    other.process.kill()
+    other.process.join(DEADLINE)
+    tries.clear()
+    with here.turn():
+        assert tries == []
+
+
+def test_nobody_waits_for_a_turn_for_ever(path: Path, other: Other, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a line that stands still because one process was stopped in its turn."""
+    monkeypatch.setattr("wsgi_admission.slots.TURN_PATIENCE", 0.01)
+    here = HostSlots(path, 5, LIMITS)
+    assert other.ask("turn")
+    with here.turn():
+        pass
+    with here.turn():
+        pass
 
 
 def test_a_killed_process_frees_its_slots_at_once(path: Path, other: Other) -> None:

@@ -343,6 +343,38 @@ def test_the_best_of_several_routes_is_claimed(store: Store) -> None:
     assert claim(store).id == best.id
 
 
+# Pausing
+
+
+def test_nothing_is_claimed_from_a_paused_line(open_line: OpenLine) -> None:
+    """Catches: a pause that only this process knows of, or that stops more than the claims."""
+    store = open_line("main")
+    first, second = put(store, "ann"), put(store, "bob")
+    run = claim(store)
+    assert store.paused() is False
+    for _ in range(2):
+        store.pause(paused=True)
+    assert store.paused() is True
+    assert store.claim("worker", now=1, lease=30, routes=ROUTES) is None
+    assert store.renew([(run.id, 1)], lease=30) == {(run.id, 1)}
+    store.release(run.id, 1, now=2)
+    put(store, "cid")
+    store.cancel(second.id, now=3)
+    for _ in range(2):
+        store.pause(paused=False)
+    assert store.paused() is False
+    assert claim(store).id == first.id
+
+
+def test_a_line_is_paused_by_its_name(open_line: OpenLine) -> None:
+    """Catches: a pause of every line in the same place."""
+    ours, theirs = open_line("ours"), open_line("theirs")
+    ours.pause(paused=True)
+    new = put(theirs)
+    assert theirs.paused() is False
+    assert claim(theirs).id == new.id
+
+
 # Claims and leases
 
 
@@ -854,6 +886,49 @@ def test_a_final_ticket_cannot_be_cancelled(store: Store) -> None:
     assert store.get(run.id).state is State.COMPLETED
 
 
+# Deadlines
+
+
+def test_what_has_waited_too_long_is_cancelled_with_the_reason(store: Store) -> None:
+    """Catches: a deadline that cancels what runs, what is younger, or what another route has; one off by one."""
+    runs, late, again = (put(store, client, created_at=1) for client in "abc")
+    fresh = put(store, "d", created_at=10)
+    other = put(store, route="video", created_at=1)
+    claimed = {run.id: run for run in (claim(store, routes=("image",)) for _ in range(3))}
+    for back in (late, again):
+        store.release(back.id, 1, now=11)
+    assert store.expire("image", before=10, now=12, reason="Nobody came in time.") == 2
+    for gone in (late, again):
+        ended = store.get(gone.id)
+        assert (ended.state, ended.completed_at, ended.error) == (State.CANCELLED, 12, "Nobody came in time.")
+        with pytest.raises(UnknownTicket):
+            store.request(gone.id)
+    assert store.get(runs.id) == claimed[runs.id]
+    assert [store.get(one.id).state for one in (fresh, other)] == [State.QUEUED] * 2
+    assert store.counts()["donor", "image"].cancelled == 2
+    changed = store.changed()
+    assert store.expire("image", before=10, now=13, reason="Again.") == 0
+    assert store.expire("nowhere", before=1e9, now=13, reason="Again.") == 0
+    assert store.changed() == changed
+    assert claim_all(store) == [fresh.id, other.id]
+
+
+def test_what_expires_unclaimed_does_not_count_against_its_client(store: Store) -> None:
+    """Catches: a client who is charged for what nobody ran."""
+    for _ in range(3):
+        put(store, created_at=1)
+    assert store.expire("image", before=2, now=2, reason="Too late.") == 3
+    assert put(store).start == 0.0
+
+
+def test_many_tickets_expire_in_one_call(store: Store) -> None:
+    """Catches: a deadline that stops after its first batch."""
+    for number in range(450):
+        put(store, f"client {number}")
+    assert store.expire("image", before=1, now=1, reason="Too late.") == 450
+    assert store.counts()["donor", "image"] == Tally(accepted=450, cancelled=450)
+
+
 # Unknown and gone
 
 
@@ -938,6 +1013,49 @@ def test_a_tier_that_got_another_rank_keeps_the_places_exact(store: Store) -> No
     middle = store.put(replace(ticket("cid", tier="donor"), tier_rank=1), recording(), now=0)
     assert [sum(store.ahead(one.id).values()) for one in (new, middle, old)] == [0, 1, 2]
     assert store.counts()["registered", "image"].queued == 2
+
+
+# Listings
+
+
+def test_the_line_is_listed_as_it_will_be_claimed(store: Store) -> None:
+    """Catches: a list by number, or by route."""
+    for number in range(12):
+        put(store, f"client {number % 3}", route=ROUTES[number % 2], tier=("donor", "anonymous")[number % 5 % 2])
+    listed = store.listing(State.QUEUED)
+    assert [one.id for one in store.listing(State.QUEUED, limit=5)] == [one.id for one in listed][:5]
+    assert all(store.get(one.id) == one for one in listed)
+    assert claim_all(store) == [one.id for one in listed]
+    assert store.listing(State.QUEUED) == []
+
+
+def test_what_runs_is_listed_by_its_start_and_what_is_over_newest_first(store: Store) -> None:
+    """Catches: a list by number; states that are mixed; equal times in no order."""
+    for client in "abcdef":
+        put(store, client)
+    runs = [claim(store, now=now) for now in (5, 3, 3, 9, 1, 1)]
+    assert store.listing(State.PROCESSING) == [runs[place] for place in (4, 5, 1, 2, 0, 3)]
+    ended = [finish(store, run, now=now) for run, now in zip(runs[:4], (20, 30, 30, 10), strict=True)]
+    failed = store.finish(runs[4].id, 1, State.FAILED, None, now=99)
+    assert store.listing(State.COMPLETED) == [ended[place] for place in (2, 1, 0, 3)]
+    assert store.listing(State.COMPLETED, limit=2) == [ended[2], ended[1]]
+    assert store.listing(State.FAILED) == [failed]
+    assert store.listing(State.PROCESSING) == [runs[5]]
+    assert store.listing(State.CANCELLED) == []
+
+
+def test_a_listing_may_be_of_one_client(store: Store) -> None:
+    """Catches: the tickets of others in the list of one; a limit that counts them."""
+    put(store, "ann")
+    mine = [put(store, "bob", tier=tier) for tier in ("anonymous", "donor")]
+    put(store, "bobby")
+    assert store.listing(State.QUEUED, client="bob") == mine[::-1]
+    assert store.listing(State.QUEUED, client="bob", limit=1) == mine[1:]
+    runs = [claim(store) for _ in range(4)]
+    assert {one.id for one in store.listing(State.PROCESSING, client="bob")} == {one.id for one in mine}
+    ended = [finish(store, run, now=now) for now, run in enumerate(runs)]
+    assert store.listing(State.COMPLETED, client="bob") == [one for one in ended[::-1] if one.client == "bob"]
+    assert len(store.listing(State.COMPLETED, client="bob", limit=2)) == 2
 
 
 # Counting
@@ -1043,6 +1161,7 @@ def test_workers_are_alive_as_long_as_they_report(store: Store) -> None:
     assert store.statistics(now=WORKER_ALIVE).workers == (one, two)
     store.report(replace(one, threads=4), now=10)
     assert store.statistics(now=WORKER_ALIVE + 1).workers == (replace(one, threads=4),)
+    assert [worker.reported for worker in store.statistics(now=11).workers] == [10, 0]
     store.report(replace(one, threads=0), now=11)
     store.report(replace(two, id="never there", threads=0), now=11)
     assert store.statistics(now=11).workers == (two,)
@@ -1144,9 +1263,11 @@ CHANGES: dict[str, Callable[[Store, Clock], object]] = {
     "release": lambda store, _: store.release("running", 1, now=1),
     "requeue_expired": requeue_all,
     "bury": lambda store, _: store.bury("worker", now=1),
+    "expire": lambda store, _: store.expire("image", before=1, now=1, reason="Too late."),
     "cancel": lambda store, _: store.cancel("running", now=1),
     "observe": lambda store, _: store.observe([Passed("donor", "image", 1.0)], now=1),
     "report": lambda store, _: store.report(Worker("w", "host", 1, 1, 1), now=1),
+    "pause": lambda store, _: store.pause(paused=True),
     "prune": lambda store, _: store.prune(before=1e6, now=1e6),
 }
 
@@ -1182,9 +1303,13 @@ def test_lines_of_different_names_share_nothing(open_line: OpenLine, clock: Cloc
     assert theirs.renew([(run.id, 1)], lease=30) == set()
     clock.go_on(1)
     assert theirs.requeue_expired(now=1e6) == 0
+    waiting = put(ours, "waits")
+    assert theirs.expire("image", before=1e9, now=1, reason="") == 0
+    assert ours.get(waiting.id) == waiting
     assert theirs.bury("worker", now=0) == theirs.bury("w", now=0) == 0
     assert ours.statistics(now=0).workers
     assert theirs.counts() == {}
+    assert [theirs.listing(state) for state in State] == [[]] * len(State)
     statistics = theirs.statistics(now=0)
     assert (statistics.running, statistics.run_times, statistics.workers) == ((), {}, ())
     assert theirs.minutes(since=0) == []

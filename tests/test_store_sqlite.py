@@ -74,6 +74,20 @@ def run_one(store: SQLiteStore) -> Ticket:
     return run
 
 
+def test_a_pause_is_known_to_all_and_kept(path: Path) -> None:
+    """Catches: a line that an operator paused, and that goes on after a restart or in another process."""
+    with closing(SQLiteStore(path)) as one, closing(SQLiteStore(path)) as two:
+        one.put(ticket(), recording(), now=0)
+        assert two.paused() is False
+        one.pause(paused=True)
+        assert two.paused() is True
+        assert two.claim("worker", now=0, lease=30, routes=ROUTES) is None
+    with closing(SQLiteStore(path)) as store:
+        assert store.paused() is True
+        store.pause(paused=False)
+        assert run_one(store).attempt == 1
+
+
 def test_a_lease_of_another_boot_has_run_out(path: Path) -> None:
     """Catches: a ticket that nobody runs until the host is up as long as it was before."""
     with closing(SQLiteStore(path, boot="first", clock=lambda: 1e6)) as store:
@@ -211,28 +225,40 @@ def test_a_corrupt_file_is_an_error_of_the_store(path: Path) -> None:
     with closing(SQLiteStore(path)) as store:
         for _ in range(50):
             store.put(ticket(), recording(b"y" * 2000), now=0)
+        ((page,),) = store._connections.query("PRAGMA page_size")
+        roots = store._connections.query("SELECT rootpage FROM sqlite_master")
     content = path.read_bytes()
-    path.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+    with path.open("r+b") as file:  # the schema stays readable, the rest does not
+        for (root,) in roots:
+            file.seek((root - 1) * page)
+            file.write(b"\xff" * page)
     with closing(SQLiteStore(path)) as store, pytest.raises(StoreUnavailable, match=r"line\.db") as failed:
         store.put(ticket(), recording(), now=1)
     assert isinstance(failed.value.__cause__, sqlite3.DatabaseError)
-    path.write_bytes(content[:100] + b"\xff" * (len(content) - 100))
+    path.write_bytes(b"no SQLite format" + content[16:])  # what could be mended is in test_mending.py
     with pytest.raises(StoreError, match=r"line\.db is not a SQLite database that can be read"):
         SQLiteStore(path)
 
 
+@pytest.mark.parametrize(("code", "later"), [(errno.EROFS, False), (errno.EACCES, False), (errno.ENOSPC, True)])
 @pytest.mark.parametrize(("owner", "call"), [(os, "mknod"), (Path, "mkdir")])
-def test_a_place_that_cannot_be_written_is_unavailable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: object, call: str
+def test_a_place_that_cannot_be_written_is_told(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: object,
+    call: str,
+    code: int,
+    later: bool,  # noqa: FBT001 - a parameter
 ) -> None:
-    """Catches: a bare OSError from a read-only file system."""
+    """Catches: a bare OSError; a full disk that is taken for a lack of rights, or the other way round."""
 
     def refuse(*_: object, **__: object) -> None:
-        raise OSError(errno.EROFS, "Read-only file system")
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(owner, call, refuse)
-    with pytest.raises(StoreUnavailable, match=r"line\.db.*Read-only file system") as failed:
+    with pytest.raises(StoreError, match=rf"line\.db.*{os.strerror(code)}") as failed:
         SQLiteStore(tmp_path / "new" / "line.db")
+    assert isinstance(failed.value, StoreUnavailable) is later
     assert isinstance(failed.value.__cause__, OSError)
 
 
@@ -357,18 +383,27 @@ def test_the_columns_are_the_fields(store: SQLiteStore) -> None:
     assert columns("tallies")[5:] == [field.name for field in fields(Tally)]
 
 
-@pytest.mark.parametrize(
-    "statement", ["rank", "first", "ahead", "expired", "leased", "past_retention", "running", "recall", "get"]
-)
+STATEMENTS = (
+    "rank", "first", "ahead", "expired", "leased", "past_retention", "running", "recall",
+    "get", "is_overdue", "overdue", "list_final",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("statement", STATEMENTS)
 def test_no_statement_reads_the_whole_line(store: SQLiteStore, statement: str) -> None:
     """Catches: an index that does not fit, so that a step takes longer the more tickets wait."""
-    names = ("line", "tier", "client", "routes", "id", "total", "clock", "boot", "before", "batch", "route", "key")
-    plan = store._connections.query(f"EXPLAIN QUERY PLAN {SQL[statement]}", dict.fromkeys(names, "[]"))
+    names = ("line", "tier", "client", "routes", "id", "total", "clock", "boot", "before", "batch")
+    values = dict.fromkeys((*names, "route", "key", "state", "limit"), "[]")
+    plan = store._connections.query(f"EXPLAIN QUERY PLAN {SQL[statement]}", values)
     about_tickets = [row[-1] for row in plan if "tickets" in row[-1] or "head" in row[-1]]
     assert about_tickets
     assert all(step.startswith("SEARCH") for step in about_tickets), about_tickets
     if statement == "ahead":
         assert any("COVERING INDEX queued" in step and "start<" in step for step in about_tickets)
+    if statement == "is_overdue":
+        assert "COVERING INDEX queued" in about_tickets[0]
+    if statement == "list_final":
+        assert not any("TEMP B-TREE" in row[-1] for row in plan)
     if statement == "rank":
         assert about_tickets == ["SEARCH tickets USING INDEX own (line=? AND tier=? AND client=?)"]
         assert not any("TEMP B-TREE" in row[-1] for row in plan)

@@ -28,7 +28,13 @@ class Floor:
     """A store with a pool over it; the app's runs wait for `go`."""
 
     def __init__(
-        self, *, threads: int = 2, slots: int = 5, limits: dict[str, int] | None = None, app: App | None = None
+        self,
+        *,
+        threads: int = 2,
+        slots: int = 5,
+        limits: dict[str, int] | None = None,
+        max_runtime: dict[str, float] | None = None,
+        app: App | None = None,
     ) -> None:
         self.seconds = 100.0
         self.store: Store = MemoryStore(clock=lambda: self.seconds)
@@ -39,7 +45,10 @@ class Floor:
         self.together = self.most = 0
         self._lock = threading.Lock()
         worker = Worker("w", "host", 1, threads, slots)
-        self.pool = Pool(app or self.app, self.store, self.slots, worker, may_start=lambda: self.allowed)
+        self.pool = Pool(
+            app or self.app, self.store, self.slots, worker,
+            may_start=lambda: self.allowed, max_runtime=max_runtime, monotonic=lambda: self.seconds,
+        )  # fmt: skip
 
     def app(self, env: dict[str, Any], start_response: Any) -> list[bytes]:
         """Note the run, wait, answer."""
@@ -101,6 +110,22 @@ def test_no_more_run_than_there_are_slots() -> None:
     until(lambda: all(floor.state(ticket).final for ticket in tickets))
     floor.pool.drain(30)
     assert floor.most == 2
+
+
+def test_a_paused_line_waits_and_takes_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a paused line that runs, or whose idle threads take slots from others and lock the store to find out."""
+    floor = Floor()
+    floor.go.set()
+    ticket = floor.put()
+    floor.store.pause(paused=True)
+    asked: list[object] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(floor.slots, "take", asked.append)
+        assert floor.pool._run_next() is False
+    assert not asked
+    floor.store.pause(paused=False)
+    assert floor.pool._run_next() is True
+    assert floor.state(ticket) is State.COMPLETED
 
 
 def test_no_route_looks_full_while_a_ticket_of_another_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,7 +382,65 @@ def test_leases_of_what_runs_are_renewed_and_lost_ones_told(floor: Floor, caplog
     assert floor.store.requeue_expired(now=0.0) == 1
     with caplog.at_level(logging.WARNING):
         floor.pool.renew()
-    assert "lost the lease" in caplog.text
+    assert "ticket.lost ticket=" in caplog.text
+
+
+def test_every_step_of_a_ticket_is_told_once(floor: Floor, caplog: pytest.LogCaptureFixture) -> None:
+    """Catches: a ticket whose end cannot be found in the log; an id or a query that can."""
+    caplog.set_level(logging.INFO)
+    done, left, ended = floor.put("secret=1"), floor.put("secret=2"), floor.put("secret=3", crash_retries=0)
+    floor.pool.start()
+    until(lambda: len(floor.started) == 2)
+    floor.store.cancel(left.id, now=101.0)
+    floor.go.set()
+    until(lambda: floor.state(ended).final)
+    floor.pool.drain(30)
+    told = [message.replace("attempt=1", "").split() for message in caplog.messages]
+    assert {one.id[:8]: [words[0] for words in told if words[1] == f"ticket={one.id[:8]}"] for one in (done, left)} == {
+        done.id[:8]: ["ticket.started", "ticket.completed"],
+        left.id[:8]: ["ticket.started", "ticket.cancelled"],
+    }
+    assert next(words[1:] for words in told if words[0] == "ticket.completed")[1:] == ["route=image", "status=200"]
+    assert "secret" not in caplog.text
+    assert done.id not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("crash_retries", "expected"),
+    [
+        (1, "ticket.requeued {} route=image attempt=1 reason=leaving"),
+        (0, "ticket.failed {} route=image attempt=1 error="),
+    ],
+)
+def test_what_is_handed_back_is_told(
+    floor: Floor, caplog: pytest.LogCaptureFixture, crash_retries: int, expected: str
+) -> None:
+    """Catches: a deploy after which nobody can tell what became of a ticket."""
+    caplog.set_level(logging.INFO)
+    ticket = floor.put(crash_retries=crash_retries)
+    floor.pool.start()
+    until(lambda: floor.started)
+    floor.pool.drain(0)
+    assert expected.format(f"ticket={ticket.id[:8]}") in caplog.text
+    floor.go.set()
+
+
+def test_a_store_that_fails_is_told_once_and_once_that_it_is_back(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches: a log full of the same line for as long as a store is away; an alarm that nothing ends."""
+    caplog.set_level(logging.INFO)
+    counts, failures = floor.store.counts, [StoreUnavailable("gone")] * 5
+
+    def failing() -> Any:
+        if failures:
+            raise failures.pop()
+        return counts()
+
+    monkeypatch.setattr(floor.store, "counts", failing)
+    floor.pool.start()
+    until(lambda: "store.back" in caplog.text)
+    assert caplog.messages == ["store.failing step=claim error=gone", "store.back step=claim"]
 
 
 def test_a_request_that_cannot_be_read_just_now_is_no_crash(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,4 +474,4 @@ def test_giving_up_on_an_answer_is_told(
     floor.go.set()
     floor.put()
     floor.pool.start()
-    until(lambda: "could not be kept; its lease will run out" in caplog.text)
+    until(lambda: "ticket.unkept ticket=" in caplog.text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from wsgi_admission import host
+from wsgi_admission.logs import event
 from wsgi_admission.stores import Store
 from wsgi_admission.stores.records import Worker
 
@@ -24,8 +25,8 @@ def bury_dead(store: Store, here: Worker, *, now: float) -> None:
         return  # this host does not tell
     for worker in store.statistics(now=now).workers:
         if worker.host == here.host and worker.born and not _lives(worker):
-            crashed = store.bury(worker.id, now=now)
-            log.warning("process %d, which replayed, is dead; it ran %d tickets", worker.pid, crashed)
+            tickets = store.bury(worker.id, now=now)
+            event(log, "worker.died", level=logging.WARNING, pid=worker.pid, tickets=tickets)
 
 
 def _lives(worker: Worker) -> bool:

@@ -12,9 +12,11 @@ from typing import Any
 import click
 
 from wsgi_admission import __version__
+from wsgi_admission.commands import COMMANDS
 from wsgi_admission.config import SECTIONS, load_with_origins
 from wsgi_admission.errors import ConfigError
 from wsgi_admission.options import Section, options_of
+from wsgi_admission.working import work as work_for
 
 #: Columns of what `options` prints.
 WIDTH = 100
@@ -102,6 +104,43 @@ def options() -> None:
         seen.add(type(section))
 
 
+@main.command()
+@click.argument("config", type=click.Path())
+@click.argument("app", metavar="MODULE:APP")
+@click.option("--processes", default=1, show_default=True, type=click.IntRange(1, 1000), help="How many replay.")
+@click.option(
+    "--chdir", default=".", type=click.Path(exists=True, file_okay=False), metavar="DIR", help="Change to DIR first."
+)
+@click.option(
+    "--grace",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="What runs has so long when a process leaves.",
+)
+@click.option("--nice", default=10, show_default=True, type=click.IntRange(0, 19), help="CPU priority; 0: the usual.")
+def work(config: str, app: str, processes: int, chdir: str, grace: float, nice: int) -> None:
+    """Replay what is queued in the line of CONFIG, with the app MODULE:APP: for machines without a web server.
+
+    TERM and INT: claim nothing more, wait for what runs, and hand the rest back; a second one does not wait.  HUP: read
+    CONFIG again and replace the processes one after another.
+    """
+    try:
+        fault = work_for(config, app, processes=processes, chdir=chdir, grace=grace, nice=nice)
+    except ConfigError as error:
+        for problem in error.problems:
+            click.echo(problem, err=True)
+        raise SystemExit(1) from error
+    if fault:
+        raise click.ClickException(fault)
+
+
+for command in COMMANDS:
+    main.add_command(command)
+main.add_command(
+    LazyCommand("top", target="wsgi_admission.top:top", extra="top", short_help="Show the line as it moves.")
+)
 main.add_command(
     LazyCommand("demo", target="wsgi_admission.demo.command:demo", extra="demo", short_help="Start the example site.")
 )

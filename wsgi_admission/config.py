@@ -22,6 +22,7 @@ from wsgi_admission.sections import (
     Admission,
     Api,
     LoadOptions,
+    LogOptions,
     Route,
     StoreOptions,
     Tier,
@@ -34,10 +35,12 @@ __all__ = [
     "Api",
     "Config",
     "LoadOptions",
+    "LogOptions",
     "Route",
     "StoreOptions",
     "Tier",
     "Tiers",
+    "import_callable",
     "load_config",
     "load_with_origins",
 ]
@@ -53,9 +56,10 @@ SECTIONS: tuple[Section, ...] = (
     Tiers(),
     *DEFAULT_TIERS,
     Api(),
+    LogOptions(),
     Route(name="NAME", path=("/api/generate",)),
 )
-_SINGLE = tuple(cls.SECTION for cls in (Admission, LoadOptions, StoreOptions, Tiers, Api))
+_SINGLE = tuple(cls.SECTION for cls in (Admission, LoadOptions, StoreOptions, Tiers, Api, LogOptions))
 _NAMED = (Tier.SECTION, Route.SECTION)
 
 
@@ -72,6 +76,7 @@ class Config:
     store: StoreOptions = field(default_factory=StoreOptions)
     tiers: Tiers = field(default_factory=Tiers)
     api: Api = field(default_factory=Api)
+    log: LogOptions = field(default_factory=LogOptions)
     routes: tuple[Route, ...] = ()
     source: str = ""
 
@@ -82,7 +87,7 @@ class Config:
     @property
     def sections(self) -> tuple[Section, ...]:
         """Every section, in the order in which a file shows them."""
-        return (self.admission, self.load, self.store, self.tiers, *self.tiers.order, self.api, *self.routes)
+        return (self.admission, self.load, self.store, self.tiers, *self.tiers.order, self.api, self.log, *self.routes)
 
     def load_resolver(self) -> Callable[[dict[str, Any]], object] | None:
         """Import and return ``[tiers] resolver``, or None if there is none.
@@ -92,7 +97,7 @@ class Config:
         if not self.tiers.resolver:
             return None
         try:
-            return _import(self.tiers.resolver)
+            return import_callable(self.tiers.resolver)
         except ValueError as error:
             raise ConfigError(*_located(self.source, [self.tiers.problem("resolver", str(error))])) from error
 
@@ -125,7 +130,7 @@ def load_with_origins(
         return built.section
 
     admission, load = make(Admission, "admission"), make(LoadOptions, "load")
-    store, api = make(StoreOptions, "store"), make(Api, "api")
+    store, api, log = make(StoreOptions, "store"), make(Api, "api"), make(LogOptions, "log")
     priorities = {tier.name: {"priority": tier.priority} for tier in DEFAULT_TIERS}
     order = [
         make(Tier, title, name=name, **priorities.get(name, {})) if name else None for title, name in _named(file, Tier)
@@ -138,13 +143,15 @@ def load_with_origins(
     problems += _located(source, _conflicts(admission, api, routes))
     if tiers and tiers.resolver and import_resolver:
         try:
-            _import(tiers.resolver)
+            import_callable(tiers.resolver)
         except ValueError as error:
             problems += _located(source, [tiers.problem("resolver", str(error))])
-    if problems or not (admission and load and store and tiers and api):
+    if problems or not (admission and load and store and tiers and api and log):
         raise ConfigError(*problems)
     known = tuple(route for route in routes if route)
-    config = Config(admission=admission, load=load, store=store, tiers=tiers, api=api, routes=known, source=source)
+    config = Config(
+        admission=admission, load=load, store=store, tiers=tiers, api=api, log=log, routes=known, source=source
+    )
     return config, origins
 
 
@@ -233,7 +240,11 @@ def _conflicts(admission: Admission | None, api: Api | None, routes: Sequence[Ro
                 yield route.problem("path", f"is a path of [route:{min(others)}] already, for the same method", pattern)
 
 
-def _import(reference: str) -> Callable[[dict[str, Any]], object]:
+def import_callable(reference: str) -> Callable[..., Any]:
+    """Import what ``module:attribute`` names.
+
+    :raises ValueError: when it cannot be imported, or is not callable; it says why.
+    """
     name, _, attributes = reference.partition(":")
     try:
         found = importlib.import_module(name)

@@ -127,6 +127,13 @@ class UntellableLength(RequestRefused):
     """Where the body ends cannot be known, so it cannot be read before the app does it."""
 
 
+class InvalidKey(RequestRefused):
+    """The Idempotency-Key is none."""
+
+    def __init__(self) -> None:
+        super().__init__("The Idempotency-Key must be a string in quotation marks, of 1 to 255 printable characters.")
+
+
 class TruncatedBody(RequestRefused):
     """The body ended before its Content-Length.
 

@@ -48,6 +48,8 @@ class Ledger:
         #: Whether this came from the parent by a fork that Python was told of.
         self.inherited = False
         self.lock = threading.RLock()
+        #: For whoever uses the ledger: one thread of this process at a time.
+        self.turn = threading.Lock()
         # Each process begins elsewhere, so that many processes seldom try each other's bytes.
         self._turn = self.pid * 2_654_435_761 % (1 << 32)
         self._held: defaultdict[int, set[int]] = defaultdict(set)

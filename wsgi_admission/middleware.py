@@ -22,19 +22,28 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 
+from wsgi_admission.arrivals import close, closing, received, refusal
 from wsgi_admission.config import Config, Route, load_config
-from wsgi_admission.errors import RequestRefused, StoreError, StoreUnavailable, UntellableLength
-from wsgi_admission.policy.decision import Decision, Mode, Verdict, decide
+from wsgi_admission.errors import (
+    AdmissionError,
+    KeyReused,
+    RequestRefused,
+    StoreError,
+    StoreUnavailable,
+)
+from wsgi_admission.logs import event
+from wsgi_admission.policy.decision import Mode, Verdict, decide
 from wsgi_admission.process import Process, route_limits, start_process
-from wsgi_admission.receiving import Body, receive
-from wsgi_admission.replay import MARK, queueable, record
+from wsgi_admission.receiving import Body
+from wsgi_admission.replay import MARK, Recording, queueable, record
 from wsgi_admission.routes import API, Table
 from wsgi_admission.running import App, run
 from wsgi_admission.slots import LocalSlots, Slot, Slots
 from wsgi_admission.stores import check_url
 from wsgi_admission.ticket import Ticket
 from wsgi_admission.tiers import Identity, Resolver
-from wsgi_admission.web.answers import Environ, StartResponse, iso, json_answer, problem, retry_later
+from wsgi_admission.web.answers import Answer, Environ, StartResponse, iso, json_answer, retry_later
+from wsgi_admission.web.repeats import NO_KEY, Key, key_of
 
 log = logging.getLogger("wsgi_admission")
 
@@ -90,7 +99,8 @@ class AdmissionMiddleware:
         # Local names: a method's own are looked up faster than an instance's callable attributes.
         find, app = self._find, self.app
         route = find(environ["REQUEST_METHOD"], environ.get("PATH_INFO", ""))
-        if route is None:
+        # A replayed request has had its turn; what replays it may be no process of ours (see working.py).
+        if route is None or MARK in environ:
             return app(environ, start_response)
         process = self._process_or_none()
         if process is not None and process.alone:
@@ -111,6 +121,11 @@ class AdmissionMiddleware:
                 self._process = self._start()
             return self._process
 
+    def started(self) -> Process | None:
+        """Return what `process` has made in this process, or None if it has not made it yet."""
+        process = self._process
+        return process if process is not None and process.pid == os.getpid() else None
+
     def _start(self) -> Process:
         if time.monotonic() - self._failed_at < REOPEN_INTERVAL:
             raise StoreUnavailable("The store could not be opened a moment ago.")
@@ -118,19 +133,20 @@ class AdmissionMiddleware:
         self._inherited = self._process
         try:
             process = start_process(self.app, self.config, self._identify, replays=self.replays)
-        except StoreError:
+        except StoreError as error:
             if self._failed_at < 0:  # once until it works
-                log.exception("the store cannot be opened; requests run without a line while slots are free")
+                event(log, "store.failing", level=logging.ERROR, step="open", error=error)
             self._failed_at = time.monotonic()
             raise
+        if self._failed_at >= 0:
+            event(log, "store.back", step="open")
         self._failed_at = -REOPEN_INTERVAL
         atexit.register(self.close)
         return process
 
     def drain(self, timeout: float) -> None:
         """Replay nothing more in this process: what runs has ``timeout`` seconds, then it returns to the line."""
-        process = self._process
-        if process is not None and process.pid == os.getpid():
+        if process := self.started():
             process.drain(timeout)
 
     def close(self) -> None:
@@ -150,33 +166,45 @@ class AdmissionMiddleware:
         self, process: Process | None, route: Route, environ: Environ, start_response: StartResponse
     ) -> Iterable[bytes]:
         """Answer a matching request; the store cannot be opened if ``process`` is None."""
-        if MARK in environ or self._mode is _PASS_THROUGH:
-            return self.app(environ, start_response)  # a replayed request has had its turn
-        body = None
-        try:
-            if self._mode is not _SHADOW:  # which changes nothing for anybody
-                body = receive(environ, max_body=route.max_body)
-        except UntellableLength:
-            pass  # as long as nothing has to wait, the app may read what we cannot
-        except RequestRefused as refused:
-            return problem(int(refused.status[:3]), str(refused)).send(environ, start_response)
-        except StoreError:
-            log.exception("a request body could not be kept")
-            return retry_later("The server cannot keep the request just now.", 1.0).send(environ, start_response)
+        if self._mode is _PASS_THROUGH:
+            return self.app(environ, start_response)
+        if self._mode is _SHADOW:
+            return self._shadow(process, route, environ, start_response)
+        body = received(environ, route)
+        if isinstance(body, Answer):
+            return body.send(environ, start_response)
         if process is None:
             return self._run_or_refuse(self._spare_slots, route, body, environ, start_response)
         who = self._identify(environ)
-        try:
-            decision = decide(self._mode, process.load(), process.line(who.rank))
-        except StoreError:
-            decision = Decision(_RUN, "store")
-        shadowed = self._mode is _SHADOW and decision.verdict is _QUEUE
-        if decision.verdict is _RUN or shadowed:
+        key = NO_KEY
+        if "HTTP_IDEMPOTENCY_KEY" in environ:
+            try:
+                key = key_of(environ, body)
+                known = process.store.recall(route.name, who.client, *key)
+            except AdmissionError as error:
+                close(body)
+                return refusal(error).send(environ, start_response)
+            if known is not None:
+                close(body)
+                return process.api.admitted(known, environ, start_response)
+        if _verdict(self._mode, process, who, route) is _RUN:
             slot = _take(process.slots, route)
-            if slot is not None or self._mode is _SHADOW:
-                passed = process.passing.begin(who.tier, route.name, shadowed=shadowed or slot is None)
-                return run(self.app, environ, start_response, slot, _closing(body, passed))
-        return self._queue(process, route, who, body, environ, start_response)
+            if slot is not None:
+                passed = process.passing.begin(who.tier, route.name, shadowed=False)
+                return run(self.app, environ, start_response, slot, closing(body, passed))
+        return self._queue(process, route, who, body, key, environ, start_response)
+
+    def _shadow(
+        self, process: Process | None, route: Route, environ: Environ, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        """Let the request through and count it: this mode changes nothing for anybody."""
+        if process is None:
+            return self.app(environ, start_response)
+        who = self._identify(environ)
+        verdict = _verdict(self._mode, process, who, route)
+        slot = _take(process.slots, route)
+        passed = process.passing.begin(who.tier, route.name, shadowed=verdict is _QUEUE or slot is None)
+        return run(self.app, environ, start_response, slot, passed)
 
     def _queue(
         self,
@@ -184,44 +212,54 @@ class AdmissionMiddleware:
         route: Route,
         who: Identity,
         body: Body | None,
+        key: Key,
         environ: Environ,
         start_response: StartResponse,
     ) -> Iterable[bytes]:
         if not queueable(environ):
             # It cannot be answered later, and may not get around the line either.
-            _close(body)
+            close(body)
             answer = retry_later("The server is busy, and this request cannot be queued.", process.load().value)
             return answer.send(environ, start_response)
         try:
-            request = record(environ, body)
-        except RequestRefused as refused:
-            return problem(int(refused.status[:3]), str(refused)).send(environ, start_response)
-        now = time.time()
-        retries = self.config.admission.crash_retries if route.crash_retries is None else route.crash_retries
-        try:
-            ticket = Ticket(
-                id=str(uuid.uuid4()),
-                route=route.name,
-                tier=who.tier,
-                tier_rank=who.rank,
-                client=who.client,
-                owner=who.owner,
-                cost=process.api.forecast.expected(route.name, now=now),
-                crash_retries=retries,
-                created_at=now,
-            )
-            ticket = process.store.put(ticket, request, now=now)
-        except StoreError:
-            log.exception("a request could not be queued; it runs at once if a slot is free")
-            request.body.seek(0)
+            ticket = self._put(process, route, who, record(environ, body), key)
+        except (RequestRefused, KeyReused) as error:
+            close(body)
+            return refusal(error).send(environ, start_response)
+        except StoreError as error:
+            event(log, "store.failing", level=logging.ERROR, step="put", route=route.name, error=error)
+            if key != NO_KEY:
+                # Nobody knows whether it is there already, and a key promises that it runs once.
+                close(body)
+                return refusal(error).send(environ, start_response)
+            if body is not None:
+                body.file.seek(0)
             return self._run_or_refuse(process.slots, route, body, environ, start_response)
         except BaseException:
-            request.body.close()
+            close(body)
             raise
-        request.body.close()
-        process.pool.wake()
-        log.info("ticket %s: %s queued for %s", ticket.id[:8], ticket.route, ticket.tier)
-        return process.api.accepted(environ, ticket).send(environ, start_response)
+        close(body)
+        return process.api.admitted(ticket, environ, start_response)
+
+    def _put(self, process: Process, route: Route, who: Identity, request: Recording, key: Key) -> Ticket:
+        now = time.time()
+        retries = self.config.admission.crash_retries if route.crash_retries is None else route.crash_retries
+        new = Ticket(
+            id=str(uuid.uuid4()),
+            route=route.name,
+            tier=who.tier,
+            tier_rank=who.rank,
+            client=who.client,
+            owner=who.owner,
+            cost=process.api.forecast.expected(route.name, now=now),
+            crash_retries=retries,
+            created_at=now,
+        )
+        ticket = process.store.put(new, request, now=now, key=key.value, digest=key.digest)
+        if ticket.id == new.id:
+            process.pool.wake()
+            event(log, "ticket.queued", ticket=ticket.id, route=ticket.route, tier=ticket.tier)
+        return ticket
 
     def _api_without_store(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         full = self._spare_slots.in_use() >= self.config.admission.max_concurrent
@@ -240,29 +278,18 @@ class AdmissionMiddleware:
     ) -> Iterable[bytes]:
         """Run a request that can be kept nowhere."""
         slot = _take(slots, route)
-        if slot is None and self._mode is not _SHADOW:
-            _close(body)
+        if slot is None:
+            close(body)
             answer = retry_later("The server is busy and cannot queue requests just now.", 1.0)
             return answer.send(environ, start_response)
-        return run(self.app, environ, start_response, slot, lambda: _close(body))
+        return run(self.app, environ, start_response, slot, lambda: close(body))
 
 
-def _close(body: Body | None) -> None:
-    if body is not None:
-        body.file.close()
-
-
-def _closing(body: Body | None, ended: Callable[[], None]) -> Callable[[], None]:
-    """Return ``ended`` with the closing of the body before it."""
-    if body is None:
-        return ended
-    file = body.file
-
-    def both() -> None:
-        file.close()
-        ended()
-
-    return both
+def _verdict(mode: Mode, process: Process, who: Identity, route: Route) -> Verdict:
+    try:
+        return decide(mode, process.load(), process.line(who.rank, route.name)).verdict
+    except StoreError:
+        return _RUN  # whether anybody waits cannot be known
 
 
 def _take(slots: Slots, route: Route) -> Slot | None:

@@ -12,18 +12,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from wsgi_admission import host
+from wsgi_admission import host, logs
 from wsgi_admission.burying import bury_dead
 from wsgi_admission.chores import AGAIN, Chore, Housekeeper
-from wsgi_admission.config import Admission, Config
+from wsgi_admission.config import Config
 from wsgi_admission.errors import StoreError
 from wsgi_admission.load import Load, LoadMeter
+from wsgi_admission.logs import event
 from wsgi_admission.policy.decision import Line
+from wsgi_admission.receiving import give_up_slow
 from wsgi_admission.running import App
 from wsgi_admission.slots import HostSlots, LocalSlots, Slots
 from wsgi_admission.stores import Store, open_store
 from wsgi_admission.stores.records import PRUNED_AT_ONCE, Counts, Passed, Worker
 from wsgi_admission.tiers import Resolver
+from wsgi_admission.web import messages
 from wsgi_admission.web.answers import Environ
 from wsgi_admission.web.api import Api
 from wsgi_admission.workers import Pool
@@ -39,12 +42,16 @@ TIDY_INTERVAL = 1.0
 #: Direct runs remembered between two of those; what exceeds it is not counted.
 PASSED_KEPT = 100_000
 
-_EMPTY = Line(0)
+_EMPTY, _PAUSED = Line(0), Line(0, paused=True)
 
 
 def route_limits(config: Config) -> dict[str, int]:
     """Return route -> slots of its own, for the routes that have a limit."""
     return {route.name: route.max_concurrent for route in config.routes if route.max_concurrent is not None}
+
+
+def _max_runtime(config: Config) -> dict[str, float]:
+    return {route.name: route.max_runtime for route in config.routes if route.max_runtime is not None}
 
 
 def open_slots(config: Config) -> Slots:
@@ -70,7 +77,7 @@ class Process:
     api: Api
     pool: Pool
     passing: Passing
-    line: Callable[[int], Line]
+    line: Callable[[int, str], Line]
     load: Callable[[], Load]
     alone: bool = False
     housekeeper: Housekeeper = field(init=False)
@@ -95,7 +102,8 @@ class Process:
         In this order: after it was stopped for long, or the store was away, what runs here is not taken for lost.
         """
         self.pool.renew()
-        self.store.requeue_expired(now=time.time())
+        if tickets := self.store.requeue_expired(now=time.time()):
+            event(log, "leases.expired", level=logging.WARNING, tickets=tickets)
 
     def bury(self) -> None:
         """Take back what workers of this host ran that were killed."""
@@ -106,23 +114,28 @@ class Process:
         try:
             self.store.report(self.pool.worker, now=time.time())
         except StoreError as error:
-            log.warning("the store did not answer when this process began to replay: %s", error)
+            event(log, "store.failing", level=logging.WARNING, step="report", error=error)
         self.pool.start()
+        event(log, "process.started", pid=self.pid, threads=self.pool.worker.threads)
 
     def report(self) -> None:
         """Say with how many threads this process replays; while it leaves, those that still run a ticket."""
-        if self.pool.started and not self.left:
-            threads = self.pool.worker.threads if self.pool.claims else len(self.pool.running())
-            self.store.report(replace(self.pool.worker, threads=threads), now=time.time())
+        pool = self.pool
+        if pool.started and not self.left:
+            # One with no threads would be forgotten, and not be found dead then.
+            threads = max(1, pool.worker.threads - pool.runs.stuck) if pool.claims else len(pool.runs.held())
+            self.store.report(replace(pool.worker, threads=threads), now=time.time())
 
     def drain(self, timeout: float) -> None:
         """Claim nothing more, and hand back what still runs after ``timeout`` seconds."""
         if self.pool.started:
             self.pool.stop()
+            event(log, "process.draining", pid=self.pid, running=len(self.pool.runs.held()), timeout=timeout)
             try:
                 self.report()
             finally:
-                self.pool.drain(timeout)
+                handed_back = self.pool.drain(timeout)
+            event(log, "process.drained", pid=self.pid, handed_back=handed_back)
             self.left = True
             self.store.report(replace(self.pool.worker, threads=0), now=time.time())
 
@@ -133,7 +146,7 @@ class Process:
             self.drain(0.0)
             self.passing.flush(self.store)
         except StoreError as error:
-            log.warning("the store did not answer while this process ended: %s", error)
+            event(log, "store.failing", level=logging.WARNING, step="close", error=error)
         self.store.close()
 
 
@@ -162,15 +175,17 @@ class Passing:
             raise
 
 
-def line_reader(store: Store, slots: Slots, ranks: Mapping[str, int]) -> Callable[[int], Line]:
-    """Return a function from a newcomer's rank to what it must not overtake.
+def line_reader(store: Store, slots: Slots, ranks: Mapping[str, int]) -> Callable[[int, str], Line]:
+    """Return a function from a newcomer's rank and route to what it must not overtake.
 
     The tallies are looked through once for each change of the line, not for each request.
     """
     seen: tuple[Counts, list[tuple[int, str, int]]] = ({}, [])
 
-    def line(rank: int) -> Line:
+    def line(rank: int, route: str) -> Line:
         nonlocal seen
+        if store.paused():
+            return _PAUSED
         counts = store.counts()
         if counts is not seen[0]:
             seen = (
@@ -181,7 +196,9 @@ def line_reader(store: Store, slots: Slots, ranks: Mapping[str, int]) -> Callabl
         queued = seen[1]
         if not queued:
             return _EMPTY
-        return Line(sum(count for other, route, count in queued if other <= rank and not slots.full(route)))
+        # What waits for a full route could not use a slot now, except for those of that route itself: the slot of the
+        # route may be given back in the next moment, and is not the newcomer's then.
+        return Line(sum(n for other, name, n in queued if other <= rank and (name == route or not slots.full(name))))
 
     return line
 
@@ -192,6 +209,7 @@ def start_process(app: App, config: Config, identify: Resolver, *, replays: bool
     :param replays: whether queued requests run in this process too.
     :raises StoreError: when the store or the slots cannot be opened; nothing stays open then.
     """
+    logs.use(config.log.format)
     store = open_store(config.store.url, name=config.admission.name, durability=config.store.durability)
     try:
         slots = open_slots(config)
@@ -226,7 +244,7 @@ def start_process(app: App, config: Config, identify: Resolver, *, replays: bool
         slots=admission.max_concurrent,
         born=host.born(pid) or 0.0,
     )
-    pool = Pool(app, store, slots, worker, may_start=may_start)
+    pool = Pool(app, store, slots, worker, may_start=may_start, max_runtime=_max_runtime(config))
     passing = Passing()
     ranks = {tier.name: rank for rank, tier in enumerate(config.tiers.order)}
     process = Process(
@@ -240,15 +258,22 @@ def start_process(app: App, config: Config, identify: Resolver, *, replays: bool
         load=load,
         alone=config.store.url == "memory://",
     )
-    process.housekeeper = Housekeeper(_chores(process, meter, config.admission))
+    process.housekeeper = Housekeeper(_chores(process, meter, config))
     if replays:
         process.replay()
     process.housekeeper.start()
     return process
 
 
-def _chores(process: Process, meter: LoadMeter, admission: Admission) -> list[Chore]:
-    store = process.store
+def _chores(process: Process, meter: LoadMeter, config: Config) -> list[Chore]:
+    store, admission = process.store, config.admission
+    deadlines = {route.name: route.max_wait for route in config.routes if route.max_wait is not None}
+
+    def expire() -> None:
+        now = time.time()
+        for route, seconds in deadlines.items():
+            if expired := store.expire(route, before=now - seconds, now=now, reason=messages.expired(seconds)):
+                log.warning("%d tickets of %s were cancelled: they waited longer than max_wait", expired, route)
 
     def prune() -> object:
         now = time.time()
@@ -258,8 +283,11 @@ def _chores(process: Process, meter: LoadMeter, admission: Admission) -> list[Ch
     return [
         Chore(SAMPLE_INTERVAL, lambda: meter.sample(time.monotonic())),
         Chore(REPORT_INTERVAL, process.report),
+        Chore(TIDY_INTERVAL, lambda: give_up_slow(now=time.monotonic())),
         Chore(TIDY_INTERVAL, process.leases),
         Chore(TIDY_INTERVAL, process.bury),
+        Chore(TIDY_INTERVAL, process.pool.look_for_stuck),
+        Chore(TIDY_INTERVAL, expire),
         Chore(TIDY_INTERVAL, lambda: process.passing.flush(store)),
         Chore(TIDY_INTERVAL, lambda: store.maintain(now=time.time())),
         Chore(admission.cleanup_interval, prune),

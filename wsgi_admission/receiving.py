@@ -6,12 +6,13 @@ running.  (It still keeps a thread of the server, as without this package; a pro
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import chain
 from tempfile import SpooledTemporaryFile
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
@@ -21,11 +22,11 @@ from wsgi_admission.errors import BodyTooLarge, InvalidLength, LengthRequired, S
 if TYPE_CHECKING:
     from _typeshed.wsgi import InputStream
 
-#: Bytes of a request body read at once: few, because nothing can be done about a slow client during a read.
+#: Bytes of a request body read at once: few, because a read that is under way says nothing of how far it is.
 READ = 8 * 1024
-#: Seconds that a client may be silent in the middle of its body ...
+#: Seconds that a client may take for its body ...
 SILENCE = 30.0
-#: ... and bytes per second that it must send beyond that on average.
+#: ... and one more for so many bytes of it.
 SLOWEST = 1024
 #: A body up to this many bytes stays in memory, a larger one goes to an unnamed temporary file.
 IN_MEMORY = 256 * 1024
@@ -36,6 +37,50 @@ class Body(NamedTuple):
 
     file: BinaryIO
     length: int
+
+
+class _Reading:
+    """A body that is being read.
+
+    :param connection: the client's socket, on servers that show it, or None.
+    """
+
+    def __init__(self, connection: object, now: float) -> None:
+        # One of gevent's holds up no thread, and is none of these.
+        self.connection = connection if isinstance(connection, socket.socket) else None
+        self.began = now
+        self.received = 0
+        self.given_up = False
+
+    def too_slow(self, now: float) -> bool:
+        """Whether even the block that is awaited should have come by now."""
+        return now - self.began > SILENCE + (self.received + READ) / SLOWEST
+
+    def give_up(self) -> None:
+        """End the read that is under way, as if the client had left."""
+        self.given_up = True
+        if self.connection is not None:
+            with suppress(OSError):
+                self.connection.shutdown(socket.SHUT_RD)
+
+
+#: The bodies that threads of this process are reading just now.
+_under_way: set[_Reading] = set()
+# A child has the sockets of its parent, but not the threads that read from them.
+os.register_at_fork(after_in_child=_under_way.clear)
+
+
+def give_up_slow(*, now: float) -> None:
+    """Give up the bodies that come too slowly; to be called about once a second.
+
+    Many servers return from a read only when all that was asked for is there: the thread that reads cannot look at
+    the time itself.
+
+    :param now: seconds of ``time.monotonic``.
+    """
+    for reading in list(_under_way):
+        if reading.too_slow(now):
+            reading.give_up()
 
 
 def receive(environ: dict[str, Any], *, max_body: int, clock: Callable[[], float] = time.monotonic) -> Body | None:
@@ -56,20 +101,36 @@ def receive(environ: dict[str, Any], *, max_body: int, clock: Callable[[], float
         return None
     if announced is not None and announced > max_body:
         raise BodyTooLarge(max_body)
-    with _patience(environ):
-        blocks = _blocks(environ["wsgi.input"], announced, max_body, clock)
-        first = next(blocks, None)
-        if first is None:
-            return None  # as with most requests whose body may go to the end of the input
-        file = spool()
-        try:
-            length = sum(_kept(file.write, block) for block in chain([first], blocks))
-            _kept(file.seek, 0)
-        except BaseException:
-            file.close()
-            raise
+    reading = _Reading(environ.get("gunicorn.socket") or environ.get("werkzeug.socket"), clock())
+    _under_way.add(reading)
+    try:
+        file = _spooled(_blocks(environ["wsgi.input"], announced, max_body, reading, clock))
+    except Exception as error:
+        if reading.given_up:
+            raise SlowBody(reading.received) from error
+        raise
+    finally:
+        _under_way.discard(reading)
+    if file is None:
+        return None
     environ["wsgi.input"] = file
-    return Body(file, length)
+    return Body(file, reading.received)
+
+
+def _spooled(blocks: Iterator[bytes]) -> BinaryIO | None:
+    """Return a file with the blocks, at its beginning; None if there are none, as with most inputs without a length."""
+    first = next(blocks, None)
+    if first is None:
+        return None
+    file = spool()
+    try:
+        for block in chain([first], blocks):
+            _kept(file.write, block)
+        _kept(file.seek, 0)
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 class _Spool(SpooledTemporaryFile[bytes]):
@@ -119,42 +180,23 @@ def announced_length(environ: dict[str, Any]) -> int | None:
     return int(text) if len(text) < 20 else sys.maxsize
 
 
-def _blocks(source: InputStream, announced: int | None, max_body: int, clock: Callable[[], float]) -> Iterator[bytes]:
+def _blocks(
+    source: InputStream, announced: int | None, max_body: int, reading: _Reading, clock: Callable[[], float]
+) -> Iterator[bytes]:
     # Never a read without a size, and never past the length: some servers would wait for ever.
     wanted = max_body + 1 if announced is None else announced
-    received, start = 0, clock()
-    while received < wanted:
-        try:
-            block = source.read(min(READ, wanted - received))
-        except TimeoutError as error:
-            raise SlowBody(received) from error
+    while reading.received < wanted:
+        block = source.read(min(READ, wanted - reading.received))
         if not block:
             break
-        received += len(block)
-        if received < wanted and clock() - start > SILENCE + received / SLOWEST:
-            raise SlowBody(received)
+        reading.received += len(block)
+        if reading.received < wanted and reading.too_slow(clock()):
+            reading.give_up()
+            break
         yield block
-    if announced is not None and received < announced:
-        raise TruncatedBody(announced, received)
-    if received > max_body:
+    if reading.given_up and (announced is None or reading.received < announced):
+        raise SlowBody(reading.received)
+    if announced is not None and reading.received < announced:
+        raise TruncatedBody(announced, reading.received)
+    if reading.received > max_body:
         raise BodyTooLarge(max_body)
-
-
-@contextmanager
-def _patience(environ: Mapping[str, Any]) -> Iterator[None]:
-    """Let a client be silent for `SILENCE` seconds at most, on servers that show the socket."""
-    connection = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
-    if not isinstance(connection, socket.socket):  # one of gevent's costs no thread
-        yield
-        return
-    before = connection.gettimeout()
-    connection.settimeout(SILENCE)
-    try:
-        yield
-    except SlowBody:
-        # Else the server would wait for the rest of the body before it takes the next request.
-        with suppress(OSError):
-            connection.shutdown(socket.SHUT_RD)
-        raise
-    finally:
-        connection.settimeout(before)

@@ -12,6 +12,7 @@ in its normalised form too.  If either matches, the route applies; what the app 
 from __future__ import annotations
 
 import enum
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -76,14 +77,28 @@ def expression(pattern: str) -> str:
 
 
 def _check_cost(pattern: str) -> None:
-    """Refuse what would take more than linear time to match: a hostile path could then hold a thread for seconds."""
-    for segment in pattern.split("/"):
-        if len([found for found in _PLACEHOLDER.finditer(segment) if found["converter"] in {None, "string"}]) > 1:
-            raise ValueError(f"{segment!r} has more than one <name>; expected one in a segment")
-    if "><" in pattern:
-        raise ValueError("has one placeholder right behind another; expected fixed text between them")
-    if len([found for found in _PLACEHOLDER.finditer(pattern) if found["converter"] == "path"]) > 1:
+    """Refuse what would take more than linear time to match: a hostile path could then hold a thread for seconds.
+
+    It does when two placeholders can both run over the text between them: each place where that text stands is then
+    tried, and from each the rest is looked through.
+    """
+    placeholders = list(_PLACEHOLDER.finditer(pattern))
+    if sum(found["converter"] == "path" for found in placeholders) > 1:
         raise ValueError("has more than one <path:...>; expected one")
+    for first, second in itertools.pairwise(placeholders):
+        between = pattern[first.end() : second.start()]
+        if all(_runs_over(found["converter"], between) for found in (first, second)):
+            raise ValueError(
+                f"between {first[0]} and {second[0]} there must be a text that one of them cannot match, such as '/'"
+            )
+
+
+def _runs_over(converter: str | None, text: str) -> bool:
+    """Whether what matches the converter can go on over this text."""
+    if converter == "path":
+        return True
+    allowed = {"int": "0123456789", "float": "0123456789.", "uuid": ""}.get(converter or "string")
+    return "/" not in text if allowed is None else all(character in allowed for character in text)
 
 
 def _literal(text: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from wsgi_admission.logs import FORMATS
 from wsgi_admission.options import NamedSection, Section, option, optional
 from wsgi_admission.options.numbers import duration, fraction, size, whole
 from wsgi_admission.options.texts import (
@@ -40,7 +41,7 @@ class Admission(Section):
     name: str = option(
         "main",
         "the line's name; apps that share a store and must not share a line take different ones",
-        matching(r"[0-9A-Za-z._-]{1,64}", "1 to 64 letters, digits, '.', '_' and '-'", "may hold only these"),
+        matching(r"[0-9A-Za-z._-]{1,64}", "1 to 64 letters, digits, '.', '_' and '-'", "has other characters"),
     )
     mode: Mode = option(  # noqa: RUF009 - it returns a field
         Mode.AUTO,
@@ -216,6 +217,19 @@ class Api(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LogOptions(Section):
+    """The log."""
+
+    SECTION: ClassVar[str] = "log"
+
+    format: str = option(
+        "text",
+        "how an event is written: text (its name and key=value fields), or json (one object)",
+        choice({name: name for name in FORMATS}),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Route(NamedSection):
     """Requests that may be queued."""
 
@@ -239,6 +253,16 @@ class Route(NamedSection):
         None, "requests of this route that run at once", optional(whole(1), "as many as the host has slots")
     )
     max_body: int = option(16 * 2**20, "largest request body; a larger one is answered with 413", size())
+    max_wait: float | None = option(
+        None,
+        "how long a request of this route may wait for its start; then it is cancelled",
+        optional(duration(), "as long as it takes"),
+    )
+    max_runtime: float | None = option(
+        None,
+        "how long a run of this route may take; one that takes longer is reported, and its slot is free for others",
+        optional(duration(), "as long as it takes"),
+    )
     crash_retries: int | None = option(
         None,
         "how often a request of this route runs again after a worker died in the middle of it (0: never)",

@@ -11,14 +11,20 @@ from __future__ import annotations
 
 import abc
 import os
+import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from wsgi_admission.errors import StoreError
 from wsgi_admission.locks import REGION, Ledger, open_ledger
 
 _HOST = 0
+#: The region of `Slots.turn`, beyond those of the routes.
+_TURN = 1 << 33
+#: Seconds after which nobody waits for a turn any longer.
+TURN_PATIENCE = 0.5
 
 
 class Slot:
@@ -103,6 +109,39 @@ class Slots(abc.ABC):
         except StoreError:
             slot.release()
             raise
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Let one thread of this host at a time choose what to run next with a slot of a limited route.
+
+        Two that choose at once would both find the route's last slot free.  Who has waited for `TURN_PATIENCE` seconds
+        goes on without: the one whose turn it is may be stopped, and nothing but order is at stake.
+        """
+        ledger = self._ledger()
+        deadline = time.monotonic() + TURN_PATIENCE
+        held = ledger.turn.acquire(timeout=TURN_PATIENCE)
+        try:
+            offset = None
+            while held and offset is None:
+                with ledger.lock:
+                    offset = ledger.take(_TURN, 1)
+                if offset is None:
+                    if time.monotonic() > deadline:
+                        break
+                    time.sleep(0.001)
+            try:
+                yield
+            finally:
+                if offset is not None:
+                    with ledger.lock:
+                        ledger.give(offset)
+        finally:
+            if held:
+                ledger.turn.release()
+
+    def limited(self, routes: Iterable[str]) -> bool:
+        """Whether any of these routes has a limit of its own."""
+        return not self._regions.keys().isdisjoint(routes)
 
     def in_use(self) -> int:
         """Return how many slots of the host are taken, at most its limit."""

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import enum
+import uuid
 from dataclasses import dataclass
 
 
@@ -80,3 +81,17 @@ class Ticket:
     note: str = ""
     error: str = ""
     retryable: bool = False
+
+    def again(self, *, cost: float, now: float) -> Ticket:
+        """Return a new ticket, not put yet, that is to run the same request for the same client."""
+        return Ticket(
+            id=str(uuid.uuid4()),
+            route=self.route,
+            tier=self.tier,
+            tier_rank=self.tier_rank,
+            client=self.client,
+            owner=self.owner,
+            cost=cost,
+            crash_retries=self.crash_retries,
+            created_at=now,
+        )

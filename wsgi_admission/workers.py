@@ -15,11 +15,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 
 from wsgi_admission.errors import LeaseLost, StoreError, StoreUnavailable, UnknownTicket
+from wsgi_admission.logs import event
 from wsgi_admission.policy.backoff import delay
-from wsgi_admission.replay import MARK, Outcome, run
+from wsgi_admission.replay import MARK, Outcome
+from wsgi_admission.replay import run as replay
+from wsgi_admission.runs import Run, Runs
 from wsgi_admission.slots import Slot, Slots
 from wsgi_admission.stores import Store
 from wsgi_admission.stores.records import Worker
@@ -44,7 +48,9 @@ class Pool:
     :param app: the wrapped application.
     :param worker: how this process reports itself; ``worker.threads`` threads are started.
     :param may_start: asked before each claim; False holds replays back (memory is short).
+    :param max_runtime: route -> seconds after which a run of it is stuck, for the routes that have a limit.
     :param clock: returns seconds since the epoch.
+    :param monotonic: returns seconds of a clock that does not jump.
     """
 
     def __init__(
@@ -55,7 +61,9 @@ class Pool:
         worker: Worker,
         *,
         may_start: Callable[[], bool] = lambda: True,
+        max_runtime: Mapping[str, float] | None = None,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.worker = worker
         self.started = False
@@ -65,11 +73,9 @@ class Pool:
         self._may_start = may_start
         self._clock = clock
         self._changed = threading.Condition()
-        self._turn = threading.Lock()
         self._news = 0
         self._stopping = threading.Event()
-        self._running: dict[str, Ticket] = {}
-        self._claiming = 0
+        self.runs = Runs(worker.threads, max_runtime or {}, clock=monotonic)
         self._store_fails = False
         self._threads = [
             threading.Thread(target=self._work, name=f"wsgi-admission-replay-{i + 1}", daemon=True)
@@ -93,17 +99,17 @@ class Pool:
             self._news += 1
             self._changed.notify()
 
-    def running(self) -> list[tuple[str, int]]:
-        """Return the (id, attempt) of what runs."""
-        with self._changed:
-            return [(ticket.id, ticket.attempt) for ticket in self._running.values()]
+    def look_for_stuck(self) -> None:
+        """Report runs that have become stuck, and let the line move on: their slots are free."""
+        if self.runs.report_stuck():
+            self.wake()
 
     def renew(self) -> None:
         """Renew the leases of what runs; log those that are lost."""
-        held = self.running()
+        held = self.runs.held()
         lost = set(held) - self._store.renew(held, lease=LEASE) if held else set()
-        for ticket_id, attempt in lost & set(self.running()):
-            log.warning("lost the lease of ticket %s in attempt %d; its answer will not count", ticket_id[:8], attempt)
+        for ticket_id, attempt in lost & set(self.runs.held()):
+            event(log, "ticket.lost", level=logging.WARNING, ticket=ticket_id, attempt=attempt)
 
     def stop(self) -> None:
         """Claim nothing more.  What runs goes on."""
@@ -114,21 +120,19 @@ class Pool:
     def drain(self, timeout: float) -> int:
         """Stop, give what runs ``timeout`` seconds to end, and hand the rest back to its place in the line.
 
-        What must not run twice (no ``crash_retries``) fails instead.  Returns how many there were.
+        What must not run twice (no ``crash_retries``) fails instead.  What is stuck is not waited for and counts as a
+        crash: it would be stuck again.  Returns how many there were.
         """
         self.stop()
-        with self._changed:
-            self._changed.wait_for(lambda: not self._running and not self._claiming, timeout)
-            # A claim that was under way when the stop came may still lease a ticket: it must not be left behind.
-            self._changed.wait_for(lambda: not self._claiming, CLAIM_TIMEOUT)
-            rest = list(self._running.values())
-        for ticket in rest:
-            try:
-                self._hand_back(ticket)
-            except LeaseLost:
-                pass  # it ended in this very moment
-            except StoreError:
-                log.exception("could not hand ticket %s back; its lease will run out", ticket.id[:8])
+        # A claim that was under way when the stop came may still lease a ticket: it must not be left behind.
+        self.runs.wait(timeout, CLAIM_TIMEOUT)
+        rest = self.runs.all()
+        stuck = [run for run in rest if run.stuck]
+        for run in rest:
+            if run not in stuck:
+                self._hand_back(run.ticket)
+        if stuck:
+            self._give_up()
         # Idle threads end at once, and must not touch the store when it is closed.  One that is in the middle of a
         # run cannot be ended; what it still has to say is refused.
         if not rest:
@@ -138,27 +142,51 @@ class Pool:
 
     def _hand_back(self, ticket: Ticket) -> None:
         now = self._clock()
-        if ticket.crash_retries:
-            self._store.release(ticket.id, ticket.attempt, now=now)
-        else:
-            self._store.finish(
-                ticket.id, ticket.attempt, State.FAILED, None, now=now, error=INTERRUPTED, keep_request=True
-            )
+        try:
+            if ticket.crash_retries:
+                self._store.release(ticket.id, ticket.attempt, now=now)
+                _tell("ticket.requeued", ticket, reason="leaving")
+            else:
+                self._store.finish(
+                    ticket.id, ticket.attempt, State.FAILED, None, now=now, error=INTERRUPTED, keep_request=True
+                )
+                _tell("ticket.failed", ticket, error=INTERRUPTED)
+        except LeaseLost:
+            pass  # it ended in this very moment
+        except StoreError as error:
+            _tell_failing("release", error, ticket)
+
+    def _give_up(self) -> None:
+        try:
+            crashed = self._store.bury(self.worker.id, now=self._clock())
+            event(log, "worker.stuck", level=logging.WARNING, worker=self.worker.id, crashed=crashed)
+        except StoreError as error:
+            _tell_failing("bury", error)
 
     def _work(self) -> None:
         while not self._stopping.is_set():
             seen, worked = self._news, False
             try:
                 worked = self._run_next()
-                self._store_fails = False
+                self._note(None)
             except StoreError as error:
-                if not self._store_fails:  # once until it works again
-                    log.warning("the store does not answer, replays wait: %s", error)
-                self._store_fails = True
+                self._note(error)
             except Exception:
                 log.exception("a replay thread went on after an error of its own")
             if not worked:
                 self._idle(seen)
+
+    def _note(self, error: StoreError | None) -> None:
+        """Tell, once, that the store fails, or that it is back."""
+        fails = error is not None
+        with self._changed:
+            if fails == self._store_fails:
+                return
+            self._store_fails = fails
+        if fails:
+            event(log, "store.failing", level=logging.WARNING, step="claim", error=error)
+        else:
+            event(log, "store.back", step="claim")
 
     def _idle(self, seen: int) -> None:
         with self._changed:
@@ -167,37 +195,28 @@ class Pool:
     def _run_next(self) -> bool:
         """Run the first ticket that there is room for; return whether there was one."""
         waiting = {route for (_, route), tally in self._store.counts().items() if tally.queued}
-        if not self._free(waiting) or not self._may_start():
+        if not self._free(waiting) or self._store.paused() or not self._may_start():
             return False
         slot = self._slots.take(None)
         if slot is None:
             return False
         try:
-            ticket = self._claim(slot, waiting)
-            if ticket is not None:
+            run = self._claim(slot, waiting)
+            if run is not None:
                 self.wake()
-                self._run(ticket)
+                self._run(run)
         finally:
             slot.release()
-        return ticket is not None
+        return run is not None
 
-    def _claim(self, slot: Slot, waiting: Iterable[str]) -> Ticket | None:
-        with self._changed:
+    def _claim(self, slot: Slot, waiting: Iterable[str]) -> Run | None:
+        with self.runs.claiming():
+            # Looked at inside: whoever has told us to stop, and sees no claim under way then, relies on it.
             if self._stopping.is_set():
                 return None
-            self._claiming += 1
-        try:
-            # Two threads that claim at once could both find room on a limited route for the last time.
-            with self._turn:
+            with self._slots.turn() if self._slots.limited(waiting) else nullcontext():
                 ticket = self._claim_first(slot, waiting)
-            if ticket is not None:
-                with self._changed:
-                    self._running[ticket.id] = ticket
-            return ticket
-        finally:
-            with self._changed:
-                self._claiming -= 1
-                self._changed.notify_all()
+            return None if ticket is None else self.runs.begin(ticket, slot)
 
     def _claim_first(self, slot: Slot, waiting: Iterable[str]) -> Ticket | None:
         # No slot of a route is held while the store chooses: to others its route would look full, and they would
@@ -208,7 +227,7 @@ class Pool:
             return None
         allowed = False
         try:
-            # Another process may have been quicker to fill the route.
+            # A newcomer of a better tier may have filled the route meanwhile.
             allowed = not self._stopping.is_set() and self._slots.allow(slot, ticket.route)
         finally:
             if not allowed:
@@ -218,10 +237,12 @@ class Pool:
     def _free(self, routes: Iterable[str]) -> list[str]:
         return [route for route in routes if not self._slots.full(route)]
 
-    def _run(self, ticket: Ticket) -> None:
-        log.info("ticket %s: %s started, attempt %d", ticket.id[:8], ticket.route, ticket.attempt)
+    def _run(self, run: Run) -> None:
+        ticket = run.ticket
+        _tell("ticket.started", ticket)
         try:
             outcome = self._outcome(ticket)
+            self.runs.answered(run)
             try:
                 self._finish(ticket, outcome)
             finally:
@@ -229,12 +250,11 @@ class Pool:
                     outcome.response.body.close()
         except StoreUnavailable as error:
             # Only reading the request raises this: the app was not called, and the ticket waits on in its place.
-            log.warning("ticket %s: its request cannot be read just now: %s", ticket.id[:8], error)
+            _tell_failing("request", error, ticket)
             self._store.release(ticket.id, ticket.attempt, now=self._clock())
+            _tell("ticket.requeued", ticket, reason="store")
         finally:
-            with self._changed:
-                self._running.pop(ticket.id, None)
-                self._changed.notify_all()
+            self.runs.end(run)
 
     def _outcome(self, ticket: Ticket) -> Outcome:
         try:
@@ -244,7 +264,7 @@ class Pool:
         except (StoreError, UnknownTicket, OSError):
             log.exception("ticket %s: its recorded request cannot be read", ticket.id[:8])
             return Outcome(0, None, "The recorded request could not be read.")
-        return run(self._app, request, extras={MARK: ticket})
+        return replay(self._app, request, extras={MARK: ticket})
 
     def _finish(self, ticket: Ticket, outcome: Outcome) -> None:
         """Keep the answer; a store that does not answer is asked again for as long as the lease holds."""
@@ -257,12 +277,21 @@ class Pool:
                     ticket.id, ticket.attempt, state, outcome.response, now=self._clock(), error=outcome.error
                 )
             except LeaseLost:
-                log.warning("ticket %s: the answer of attempt %d came too late", ticket.id[:8], ticket.attempt)
+                _tell("ticket.late", ticket, level=logging.WARNING)
             except StoreError as error:
-                log.warning("ticket %s: its answer cannot be kept yet: %s", ticket.id[:8], error)
+                _tell_failing("finish", error, ticket)
                 threading.Event().wait(delay(retry, 0.0, 0.5, base=0.1, cap=LEASE / 6))
                 continue
             else:
-                log.info("ticket %s: %s %s with %d", ticket.id[:8], ticket.route, ended.state.value, outcome.status)
+                _tell(f"ticket.{ended.state.value}", ticket, status=outcome.status or None, error=ended.error or None)
             return
-        log.error("ticket %s: its answer could not be kept; its lease will run out", ticket.id[:8])
+        _tell("ticket.unkept", ticket, level=logging.ERROR)
+
+
+def _tell(name: str, ticket: Ticket, *, level: int = logging.INFO, **more: object) -> None:
+    event(log, name, level=level, ticket=ticket.id, route=ticket.route, attempt=ticket.attempt, **more)
+
+
+def _tell_failing(step: str, error: Exception, ticket: Ticket | None = None) -> None:
+    about = {} if ticket is None else {"ticket": ticket.id}
+    event(log, "store.failing", level=logging.WARNING, step=step, **about, error=error)

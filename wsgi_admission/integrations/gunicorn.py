@@ -8,7 +8,8 @@ At the end of ``gunicorn.conf.py``::
 The app itself is not changed.  Beside the web workers gunicorn then runs ``[admission] replay_processes``
 workers more that only replay queued requests, at a lower CPU priority (nice 10): replays in the web workers
 would cost the cheap endpoints dearly.  gunicorn supervises, restarts and stops them like any worker.  A server
-with one worker, and one with ``replay_processes = 0``, replays in threads of its web workers.
+with one worker, and one with ``replay_processes = 0``, replays in threads of its web workers.  With
+``install(..., replays=False)`` nothing is replayed here: ``wsgi-admission work`` does it, on this machine or another.
 
 The roles are given out in the master, in ``pre_fork``, by counting: an election among the workers would fail on
 a reload, where the new ones start while an old one still holds the part.
@@ -36,13 +37,14 @@ NICE = 10
 _REPLAYS = "_wsgi_admission_replays"
 
 
-def install(namespace: MutableMapping[str, Any], config: str | os.PathLike[str]) -> None:
+def install(namespace: MutableMapping[str, Any], config: str | os.PathLike[str], *, replays: bool = True) -> None:
     """Chain the hooks that wrap the app into a gunicorn configuration; the user's own hooks run first.
 
     :param namespace: the configuration's ``globals()``; call this at its end, after the user's own hooks.
     :param config: the path of the INI file, relative to the working directory.
+    :param replays: False leaves all replays to others.
     """
-    installation = _Installation(os.fspath(config))
+    installation = _Installation(os.fspath(config), replays=replays)
     for name in (
         "nworkers_changed",
         "on_starting",
@@ -89,8 +91,9 @@ def _chain(namespace: MutableMapping[str, Any], name: str, ours: Callable[..., N
 class _Installation:
     """The hooks of one gunicorn server and what they share."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, replays: bool) -> None:
         self._path = path
+        self._replays = replays
         self._config: Config | None = None
         self._set_aside = 0
         self._generation = 0
@@ -98,7 +101,7 @@ class _Installation:
     def on_starting(self, server: Any) -> None:
         """Refuse to start with a configuration, or a store, that cannot work."""
         try:
-            config = _load(self._path, server)
+            config = self._load(server)
         except ConfigError as error:
             # gunicorn turns this into "Error: ..." and exit status 1.
             raise RuntimeError(str(error)) from error
@@ -111,7 +114,7 @@ class _Installation:
         """Take up a changed configuration; one that cannot work is logged and the old one stays."""
         # A reloaded configuration file has called `install` anew: this object knows no configuration yet.
         try:
-            self._config = _last_good[self._path] = _load(self._path, server)
+            self._config = _last_good[self._path] = self._load(server)
         except ConfigError as error:
             self._config = _last_good.get(self._path)
             # The error's text says it all; a traceback would only hide it.
@@ -141,13 +144,13 @@ class _Installation:
         only_replays = getattr(worker, _REPLAYS, False)
         if only_replays:
             os.nice(NICE)  # on Linux it is each thread's own, and inherited: before any thread starts
-        middleware = self._wrap(worker, config, replays=only_replays or not self._set_aside)
+        middleware = self._wrap(worker, config, replays=self._replays and (only_replays or not self._set_aside))
         worker.wsgi = middleware
         try:
             middleware.process()
         except StoreError:
             pass  # it is logged, and opened at a later request
-        leaving = Leaving(worker, middleware)
+        leaving = Leaving(worker, middleware, stands_by=self._replays)
         worker.wsgi_admission_leaving = leaving
         if only_replays:
             worker.run = lambda: _replay(worker, leaving)
@@ -181,34 +184,36 @@ class _Installation:
         if leaving is not None:
             leaving.finish()
 
+    def _load(self, server: Any) -> Config:
+        """Return the configuration, or raise `ConfigError` for one that cannot work on this server."""
+        # The resolver's module belongs to the app: imported here in the master, a reload would not renew it.
+        config = load_config(self._path, import_resolver=False)
+        kind = server.cfg.worker_class_str
+        if "asgi" in kind.lower():
+            raise ConfigError(
+                f"worker class {kind!r} serves ASGI apps: wsgi_admission needs one for WSGI, such as gthread."
+            )
+        if config.store.url.startswith("memory:") and (server.cfg.workers > 1 or not self._replays):
+            reason = f"is one process's own, and gunicorn has {server.cfg.workers} workers: take a file, or one worker"
+            if not self._replays:
+                reason = "is one process's own, and none of gunicorn's replays: take a file"
+            raise ConfigError(f"{self._path} {config.store.problem('url', reason)}")
+        return config
+
     def _make_room(self, server: Any) -> None:
         """Add the workers that are set aside for replaying to those that answer; say if that leaves slots idle."""
         config, web = self._config, server.cfg.workers
-        self._set_aside = config.admission.replay_processes if config is not None and web > 1 else 0
+        set_aside = config is not None and self._replays and web > 1
+        self._set_aside = config.admission.replay_processes if config is not None and set_aside else 0
         if self._set_aside:
             server.cfg.set("workers", web + self._set_aside)
             server.num_workers = web + self._set_aside
-        if config is not None and (idle := config.admission.idle_slots(self._set_aside or web)):
+        if config is not None and self._replays and (idle := config.admission.idle_slots(self._set_aside or web)):
             server.log.warning("%s %s", self._path, idle)
 
 
 #: The last configuration that worked, by path; outlives the reloads of the gunicorn configuration.
 _last_good: dict[str, Config] = {}
-
-
-def _load(path: str, server: Any) -> Config:
-    """Return the configuration, or raise `ConfigError` for one that cannot work on this server."""
-    # The resolver's module belongs to the app: imported here in the master, a reload would not renew it.
-    config = load_config(path, import_resolver=False)
-    kind = server.cfg.worker_class_str
-    if "asgi" in kind.lower():
-        raise ConfigError(
-            f"worker class {kind!r} serves ASGI apps: wsgi_admission needs one for WSGI, such as gthread."
-        )
-    if config.store.url.startswith("memory:") and server.cfg.workers > 1:
-        reason = f"is one process's own, and gunicorn has {server.cfg.workers} workers: take a file, or one worker"
-        raise ConfigError(f"{path} {config.store.problem('url', reason)}")
-    return config
 
 
 def _become_worker(settings: Any) -> None:
@@ -231,5 +236,8 @@ def _replay(worker: Any, leaving: Leaving) -> None:
     for listener in worker.sockets:
         listener.close()
     while leaving.wanted():
+        if leaving.stuck():
+            worker.log.error("Worker (pid:%s) leaves: most of its replay threads are stuck", worker.pid)
+            worker.alive = False
         worker.notify()
         time.sleep(WATCH_INTERVAL)

@@ -26,9 +26,12 @@ class Leaving:
 
     Claims stop at once.  What runs has as long as gunicorn waits before it kills, less a margin; the rest
     returns to its place in the line.
+
+    :param stands_by: whether this process replays too when no other does.
     """
 
-    def __init__(self, worker: Any, middleware: AdmissionMiddleware) -> None:
+    def __init__(self, worker: Any, middleware: AdmissionMiddleware, *, stands_by: bool = True) -> None:
+        self._stands_by = stands_by
         self._worker = worker
         self._middleware = middleware
         self._now = threading.Event()
@@ -41,6 +44,11 @@ class Leaving:
     def wanted(self) -> bool:
         """Return whether gunicorn wants this process to go on."""
         return bool(self._worker.alive) and os.getppid() == self._worker.ppid
+
+    def stuck(self) -> bool:
+        """Return whether most replay threads of this process are stuck, so that another should take its place."""
+        process = self._middleware.started()
+        return process is not None and process.pool.runs.mostly_stuck
 
     def make_haste(self) -> None:
         """Hand back at once what runs when the process leaves."""
@@ -57,7 +65,8 @@ class Leaving:
         try:
             while self.wanted() and not self._now.wait(WATCH_INTERVAL):
                 try:
-                    self._stand_by()
+                    if self._stands_by:
+                        self._stand_by()
                 except Exception:
                     # This thread must live: without it the process would not leave in order.
                     log.exception("standing by failed and will be tried again")

@@ -202,7 +202,8 @@ def wording(place: str, name: str, about: Option, text: str, reason: str) -> str
     if " #" in text or "\t#" in text:
         reason += " ('#' begins a comment only at the start of a line; within a line it is ';')"
     text = text.replace("\n", " ")
-    return f"{place} = {text!r}: {reason}.\n  {name}: {about.meaning}. Expected: {about.kind.expected}."
+    end = "" if reason.endswith("?") else "."
+    return f"{place} = {text!r}: {reason}{end}\n  {name}: {about.meaning}. Expected: {about.kind.expected}."
 
 
 def nameless(title: str, section: str) -> str:

@@ -26,7 +26,7 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True)
 class Decision:
-    """A verdict and the reason for it, one word: mode, line, slots, cpu, memory, or idle."""
+    """A verdict and the reason for it, one word: mode, paused, line, slots, cpu, memory, or idle."""
 
     verdict: Verdict
     reason: str
@@ -45,12 +45,15 @@ class Line:
     """What waits that a newcomer must not overtake.
 
     :param waiting: queued tickets of the newcomer's or a better tier that could use a free slot.
+    :param paused: an operator has stopped the line: nothing starts, and nobody goes past it.
     """
 
     waiting: int
+    paused: bool = False
 
 
 _IDLE = Decision(Verdict.RUN, "idle")
+_PAUSED = Decision(Verdict.QUEUE, "paused")
 _WAITING = Decision(Verdict.QUEUE, "line")
 _BY_MODE = Decision(Verdict.QUEUE, "mode")
 _PASS = Decision(Verdict.PASS, "mode")
@@ -67,6 +70,8 @@ def decide(mode: Mode, load: LoadView, line: Line) -> Decision:
         return _BY_MODE
     if mode is _PASS_THROUGH:
         return _PASS
+    if line.paused:
+        return _PAUSED
     if line.waiting:
         return _WAITING
     if load.above:

@@ -47,6 +47,8 @@ class Store(abc.ABC):
     def claim(self, worker: str, *, now: float, lease: float, routes: Collection[str]) -> Ticket | None:
         """Lease the first ticket of the line whose route is in ``routes`` to ``worker``, or return None.
 
+        None also while the line is paused.
+
         The ticket is the worker's for ``lease`` seconds of the store's own clock.  The worker must call `finish` or
         `release` before they have passed, or `renew` to keep it; after that `requeue_expired` may give the ticket to
         somebody else, and the late `finish` raises `LeaseLost`.  The attempt is counted up, ``started_at`` becomes
@@ -54,6 +56,17 @@ class Store(abc.ABC):
         whatever becomes of it.  The claim of a ticket without ``crash_retries`` is as durable as a `put` when this
         returns: after a power cut it is not run a second time.
         """
+
+    @abc.abstractmethod
+    def pause(self, paused: bool) -> None:  # noqa: FBT001 - it is what the method is called with, and nothing else
+        """Have `claim` return None, in every process, until False is said; everything else goes on.
+
+        It is as durable as a `put`, and saying it twice is no error.
+        """
+
+    @abc.abstractmethod
+    def paused(self) -> bool:
+        """Return whether the line is paused.  As cheap as `counts`."""
 
     @abc.abstractmethod
     def renew(self, claims: Collection[tuple[str, int]], *, lease: float) -> set[tuple[str, int]]:
@@ -125,6 +138,14 @@ class Store(abc.ABC):
         """
 
     @abc.abstractmethod
+    def expire(self, route: str, *, before: float, now: float, reason: str) -> int:
+        """Cancel every queued ticket of the route that was created before ``before``; return how many.
+
+        Each is cancelled as by `cancel`, with the reason as its ``error``; those in processing are left alone.  As in
+        `prune` not all of them need to go in one step.
+        """
+
+    @abc.abstractmethod
     def retry(self, ticket_id: str, ticket: Ticket, *, now: float) -> Ticket:
         """Put a new queued ticket with the recorded request of a ``retryable`` one, as `put` does; return the new one.
 
@@ -136,6 +157,14 @@ class Store(abc.ABC):
     @abc.abstractmethod
     def get(self, ticket_id: str) -> Ticket:
         """Return the ticket.  Raises `UnknownTicket` and `GoneTicket`."""
+
+    @abc.abstractmethod
+    def listing(self, state: State, *, client: str = "", limit: int = 1000) -> list[Ticket]:
+        """Return the first ``limit`` tickets in this state, of one client if it is named.
+
+        Queued ones in the order of the line, those in processing by their start, final ones newest first; the number
+        decides between equals.  For operators: it may cost more than other reads.
+        """
 
     @abc.abstractmethod
     def request(self, ticket_id: str) -> Recording:

@@ -10,8 +10,10 @@ again after every statement; a dozen threads that try would keep it from that, a
 
 from __future__ import annotations
 
+import functools
 import os
 import random
+import re
 import sqlite3
 import threading
 import time
@@ -25,6 +27,11 @@ from wsgi_admission.errors import StoreError, StoreUnavailable
 from wsgi_admission.stores import forks
 from wsgi_admission.stores.mark import Mark
 
+# SQLITE_CORRUPT; what our statements meet when the text of the schema is hit; and what SQLite says when the list of
+# free pages leads beyond the end of the file.
+_DAMAGE = re.compile(r"malformed|no such (?:table|column|index)|has no column|database or disk is full")
+# One damaged text must not make the line unreadable.
+_TEXT = functools.partial(str, encoding="utf-8", errors="replace")
 #: Seconds that a fork waits for transactions that are under way.
 FORK_PATIENCE = 2.0
 
@@ -66,6 +73,7 @@ def connect(path: Path, *, patience: float) -> Connection:
     connection = sqlite3.connect(
         uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False, factory=Connection
     )
+    connection.text_factory = _TEXT
     try:
         connection.execute("PRAGMA wal_autocheckpoint = 0")
         patiently(lambda: connection.wait_for_disk(full=False), patience)
@@ -80,6 +88,11 @@ def unavailable(path: Path, error: Exception | str) -> StoreUnavailable:
     return StoreUnavailable(f"The store {path} cannot be used just now: {error}.")
 
 
+def is_damage(error: BaseException) -> bool:
+    """Whether SQLite says that the content of the file is broken, or something that could come of it."""
+    return isinstance(error, sqlite3.DatabaseError) and bool(_DAMAGE.search(str(error)))
+
+
 class Connections(forks.Forkable):
     """Connections that are taken out for one step each, and opened as more are needed.
 
@@ -88,6 +101,9 @@ class Connections(forks.Forkable):
     :param full: what is durable is on the disk when `writing` returns; else it survives the death of processes.
     :param patience: seconds after which a file that others keep locked counts as unavailable.
     """
+
+    #: Whether an error told of damage, perhaps; whoever has looked, and mended it, sets this back.
+    damaged = False
 
     def __init__(self, path: Path, *, full: bool, patience: float) -> None:
         self.path = path
@@ -133,7 +149,7 @@ class Connections(forks.Forkable):
         except BaseException as error:
             _roll_back(connection)
             if isinstance(error, (sqlite3.Error, OSError)):
-                raise unavailable(self.path, error) from error
+                raise self.failed(error) from error
             raise
         finally:
             self.mark.renew()
@@ -145,9 +161,14 @@ class Connections(forks.Forkable):
         try:
             return patiently(lambda: connection.execute(sql, parameters).fetchall(), self.patience)
         except sqlite3.Error as error:
-            raise unavailable(self.path, error) from error
+            raise self.failed(error) from error
         finally:
             self._give(connection)
+
+    def failed(self, error: Exception) -> StoreUnavailable:
+        """Return what to raise for an error, and remember if it tells of damage."""
+        self.damaged = self.damaged or is_damage(error)
+        return unavailable(self.path, error)
 
     def close(self) -> None:
         """Close what is not in use; the others are closed when they come back."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -59,7 +60,7 @@ class Ledger:
     def report(self, worker: Worker, *, now: float) -> None:
         """Remember a worker, or forget one that has no threads."""
         if worker.threads:
-            self._workers[worker.id] = (worker, now)
+            self._workers[worker.id] = (replace(worker, reported=now), now)
         else:
             self.forget(worker.id)
 

@@ -50,6 +50,7 @@ class MemoryStore(Store):
         self._keys: dict[tuple[str, str, str], tuple[str, str]] = {}
         self._gone: dict[str, tuple[str, float]] = {}
         self._ledger = Ledger()
+        self._paused = False
         self._version = 0
 
     def put(self, ticket: Ticket, request: Recording, *, now: float, key: str = "", digest: str = "") -> Ticket:
@@ -73,7 +74,7 @@ class MemoryStore(Store):
     def claim(self, worker: str, *, now: float, lease: float, routes: Collection[str]) -> Ticket | None:
         """Take the best of the first tickets of the routes."""
         with self._lock:
-            first = self._order.first(routes)
+            first = None if self._paused else self._order.first(routes)
             if first is None:
                 return None
             entry = self._entries[first]
@@ -82,6 +83,16 @@ class MemoryStore(Store):
             self._move(entry, before, now)
             self._order.charge(before)
             return entry.ticket
+
+    def pause(self, paused: bool) -> None:  # noqa: FBT001 - as in Store
+        """Remember it."""
+        with self._lock:
+            self._paused = paused
+            self._version += 1
+
+    def paused(self) -> bool:
+        """Tell it."""
+        return self._paused
 
     def renew(self, claims: Collection[tuple[str, int]], *, lease: float) -> set[tuple[str, int]]:
         """Set the end of each lease that is still held."""
@@ -159,6 +170,16 @@ class MemoryStore(Store):
             self._move(entry, before, now)
             return entry.ticket
 
+    def expire(self, route: str, *, before: float, now: float, reason: str) -> int:
+        """Go through the route's line."""
+        with self._lock:
+            queued = [self._entries[ticket_id] for ticket_id in self._order.of(route)]
+            overdue = [entry for entry in queued if entry.ticket.created_at < before]
+            for entry in overdue:
+                waiting, entry.ticket = entry.ticket, moves.cancelled(entry.ticket, now=now, reason=reason)
+                self._move(entry, waiting, now)
+            return len(overdue)
+
     def retry(self, ticket_id: str, ticket: Ticket, *, now: float) -> Ticket:
         """Move the request to a new ticket."""
         with self._lock:
@@ -172,6 +193,13 @@ class MemoryStore(Store):
         """Look the ticket up."""
         with self._lock:
             return self._entry(ticket_id).ticket
+
+    def listing(self, state: State, *, client: str = "", limit: int = 1000) -> list[Ticket]:
+        """Look through all tickets."""
+        with self._lock:
+            tickets = [entry.ticket for entry in self._entries.values()]
+        found = (one for one in tickets if one.state is state and client in {"", one.client})
+        return sorted(found, key=_listed_by)[:limit]
 
     def request(self, ticket_id: str) -> Recording:
         """Open the request's body."""
@@ -304,6 +332,14 @@ class MemoryStore(Store):
             self._finished.add((after.completed_at, after.id))
         self._ledger.count(before, after, now=now)
         self._version += 1
+
+
+def _listed_by(ticket: Ticket) -> tuple[float, ...]:
+    if ticket.state is State.QUEUED:
+        return (ticket.tier_rank, ticket.start, ticket.number)
+    if ticket.state is State.PROCESSING:
+        return (ticket.started_at or 0.0, ticket.number)
+    return (-(ticket.completed_at or 0.0), -ticket.number)
 
 
 def _recording(head: str, body: bytes) -> Recording:

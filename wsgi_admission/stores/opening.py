@@ -6,6 +6,7 @@ was not made by this version.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sqlite3
@@ -24,6 +25,12 @@ SCHEMA_VERSION = 2
 _NETWORK = re.compile(
     r"nfs\d*|cifs|smb\w*|9p|ceph|afs|coda|ncpfs|lustre|glusterfs|beegfs\w*|gpfs|ocfs2|gfs2|orangefs|pvfs2|vboxsf|"
     r"fuse\.(?:sshfs|glusterfs|ceph\S*|s3fs|rclone|gcsfuse|davfs\S*|mfs|juicefs\S*|goofys|smb\S*|cvmfs\S*)"
+)
+
+
+#: Errors that trying again does not mend.
+_PERMANENT = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
 )
 
 
@@ -50,6 +57,8 @@ def prepare(path: Path, *, patience: float) -> None:
     except sqlite3.DatabaseError as error:
         raise StoreError(f"{path} is not a SQLite database that can be read: {error}.") from error
     except OSError as error:
+        if error.errno in _PERMANENT:
+            raise StoreError(f"The store {path} cannot be made or opened: {error.strerror}.") from error
         raise unavailable(path, error) from error
 
 
@@ -119,6 +128,15 @@ def _make_schema(connection: sqlite3.Connection, path: Path, patience: float) ->
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def empty() -> sqlite3.Connection:
+    """Return a database in memory that has our schema and nothing in it."""
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    for statement in statements(script("schema.sql")):
+        connection.execute(statement)
+    return connection
 
 
 def _looks_ours(connection: sqlite3.Connection, path: Path) -> bool:

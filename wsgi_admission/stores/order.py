@@ -48,6 +48,10 @@ class Order:
         first = min((self._routes[route][0] for route in routes if self._routes.get(route)), default=None)
         return None if first is None else first[-1]
 
+    def of(self, route: str) -> list[str]:
+        """Return the ids of a route's tickets."""
+        return [key[-1] for key in self._routes.get(route, ())]
+
     def ahead(self, ticket: Ticket) -> Mapping[str, int]:
         """Look up where the ticket's rank would stand among those of each route."""
         mine = _key(ticket)

@@ -38,6 +38,19 @@ SELECT digest, {ticket} FROM tickets WHERE line = :line AND route = :route AND c
 -- name: get
 SELECT {ticket} FROM tickets WHERE line = :line AND id = :id;
 
+-- name: list_queued
+SELECT {ticket} FROM tickets WHERE line = :line AND state = 'queued' AND :client IN ('', client)
+ORDER BY tier_rank, start, number LIMIT :limit;
+
+-- name: list_processing
+SELECT {ticket} FROM tickets WHERE line = :line AND state = 'processing' AND :client IN ('', client)
+ORDER BY started_at, number LIMIT :limit;
+
+-- name: list_final
+SELECT {ticket} FROM tickets
+WHERE line = :line AND completed_at IS NOT NULL AND state = :state AND :client IN ('', client)
+ORDER BY completed_at DESC, number DESC LIMIT :limit;
+
 -- name: gone_owner
 SELECT owner FROM gone WHERE line = :line AND id = :id;
 
@@ -51,16 +64,24 @@ SELECT {ticket} FROM tickets WHERE number = (
         ORDER BY tier_rank, start, number LIMIT 1
     )
     ORDER BY head.tier_rank, head.start, head.number LIMIT 1
-);
+) AND NOT EXISTS (SELECT 1 FROM paused WHERE line = :line);
+
+-- name: pause
+INSERT OR IGNORE INTO paused (line) VALUES (:line);
+
+-- name: resume
+DELETE FROM paused WHERE line = :line;
+
+-- name: paused
+SELECT 1 FROM paused WHERE line = :line;
 
 -- name: save
 UPDATE tickets SET
     state = :state, started_at = :started_at, completed_at = :completed_at, attempt = :attempt, crashes = :crashes,
-    cancelling = :cancelling, progress = :progress, note = :note, error = :error, retryable = :retryable
+    cancelling = :cancelling, progress = :progress, note = :note, error = :error, retryable = :retryable,
+    worker = COALESCE(:worker, worker), lease_until = COALESCE(:until, lease_until),
+    lease_boot = COALESCE(:boot, lease_boot)
 WHERE number = :number;
-
--- name: lease
-UPDATE tickets SET worker = :worker, lease_until = :until, lease_boot = :boot WHERE number = :number;
 
 -- name: renew
 UPDATE tickets SET lease_until = :until, lease_boot = :boot
@@ -76,6 +97,13 @@ WHERE line = :line AND state = 'processing' AND (lease_until <= :clock OR lease_
 
 -- name: leased
 SELECT {ticket} FROM tickets WHERE line = :line AND state = 'processing' AND worker = :id ORDER BY number;
+
+-- name: is_overdue
+SELECT 1 FROM tickets WHERE line = :line AND route = :route AND state = 'queued' AND created_at < :before LIMIT 1;
+
+-- name: overdue
+SELECT {ticket} FROM tickets WHERE line = :line AND route = :route AND state = 'queued' AND created_at < :before
+LIMIT :batch;
 
 -- name: ahead
 -- The better tiers are known as sums; only the ticket's own tier is counted.

@@ -80,6 +80,7 @@ class Worker:
     :param slots: ``max_concurrent`` of its host.
     :param born: when the process began, in seconds since the boot of its host, so that another one that got the
         same pid is not taken for it; 0 if not known.
+    :param reported: when it reported last, in seconds since the epoch; set by the store.
     """
 
     id: str
@@ -88,6 +89,7 @@ class Worker:
     threads: int
     slots: int
     born: float = 0.0
+    reported: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ _FIELDS = [field.name for field in fields(Ticket)]
 _STATE = _FIELDS.index("state")
 _FLAGS = (_FIELDS.index("cancelling"), _FIELDS.index("retryable"))
 _NOTHING: Mapping[str, float] = {field.name: 0 for field in fields(Tally)}
+_SAME_LEASE: Mapping[str, Any] = {"worker": None, "until": None, "boot": None}
 #: What stands in place of the minute in the tallies since the beginning.
 TOTAL = 1 << 40
 #: The rank under which requests are counted that had no ticket, and so none of their own.
@@ -135,26 +136,24 @@ def move(
     after: Ticket,
     *,
     now: float,
+    lease: Mapping[str, Any] = _SAME_LEASE,
 ) -> list[str]:
     """Save what became of a ticket and count it; return the names of files to remove after the commit.
 
     The request of a ticket that is final now is erased, unless it may be run again.
+
+    :param lease: ``worker``, ``until`` and ``boot`` of a new lease.
     """
-    save(connection, after)
+    save(connection, after, lease)
     change = moves.delta(before, after)
     if change:
         _count(connection, line, after, change, now)
     return erase(connection, "request", after.number) if after.state.final and not after.retryable else []
 
 
-def save(connection: sqlite3.Connection, ticket: Ticket) -> None:
-    """Write what can change in a ticket."""
-    connection.execute(SQL["save"], {**vars(ticket), "state": ticket.state.value})
-
-
-def lease(connection: sqlite3.Connection, claimed: Ticket, worker: str, *, until: float, boot: str) -> None:
-    """Note whose a claimed ticket is, and until when by the clock of which boot."""
-    connection.execute(SQL["lease"], {"number": claimed.number, "worker": worker, "until": until, "boot": boot})
+def save(connection: sqlite3.Connection, ticket: Ticket, lease: Mapping[str, Any] = _SAME_LEASE) -> None:
+    """Write what can change in a ticket, and whose it is if that is new."""
+    connection.execute(SQL["save"], {**vars(ticket), "state": ticket.state.value, **lease})
 
 
 def crash(
@@ -246,6 +245,6 @@ def facts(connection: sqlite3.Connection, line: str, minute: int) -> Facts:
     return Facts(
         tuple(connection.execute(SQL["running"], parameters).fetchall()),
         MappingProxyType({route: tuple(seconds) for route, seconds in run_times.items()}),
-        tuple((Worker(*values), seen) for *values, seen in workers),
+        tuple((replace(Worker(*values), reported=seen), seen) for *values, seen in workers),
         completions,
     )

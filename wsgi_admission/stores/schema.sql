@@ -34,12 +34,12 @@ CREATE TABLE tickets (
 );
 
 -- The line itself.  The route comes first, so that the first ticket of each route is found at once however
--- many of another route stand before it; the few routes are then compared with each other.  The state stands in it
--- so that counting needs nothing but the index.
-CREATE INDEX queued ON tickets (line, route, tier_rank, start, number, state) WHERE state = 'queued';
+-- many of another route stand before it; the few routes are then compared with each other.  The state and the time
+-- stand in it so that counting, and looking for what waits too long, need nothing but the index.
+CREATE INDEX queued ON tickets (line, route, tier_rank, start, number, state, created_at) WHERE state = 'queued';
 -- The queued tickets of one client.
 CREATE INDEX own ON tickets (line, tier, client, start, number) WHERE state = 'queued';
-CREATE INDEX leases ON tickets (line, lease_until, lease_boot) WHERE state = 'processing';
+CREATE INDEX leases ON tickets (line, lease_until) WHERE state = 'processing';
 CREATE INDEX finished ON tickets (line, completed_at) WHERE completed_at IS NOT NULL;
 
 CREATE UNIQUE INDEX keys ON tickets (line, route, client, key) WHERE key IS NOT NULL;
@@ -106,6 +106,9 @@ CREATE TABLE workers (
     seen REAL NOT NULL,
     PRIMARY KEY (line, id)
 ) WITHOUT ROWID;
+
+-- The lines from which nothing is claimed.
+CREATE TABLE paused (line TEXT NOT NULL PRIMARY KEY) WITHOUT ROWID;
 
 -- Removed tickets, to tell 410 from 404.
 CREATE TABLE gone (line TEXT NOT NULL, id TEXT NOT NULL, owner TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY (line, id))

@@ -16,16 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from wsgi_admission import host
-from wsgi_admission.errors import LeaseLost, UnknownTicket
+from wsgi_admission.errors import LeaseLost, StoreError, UnknownTicket
 from wsgi_admission.replay import Recording
-from wsgi_admission.stores import Store, moves, opening, pruning, rows
+from wsgi_admission.stores import Store, mending, moves, opening, pruning, rows
 from wsgi_admission.stores.bodies import Bodies, Stored
 from wsgi_admission.stores.checkpoints import Checkpointer, wal_race
-from wsgi_admission.stores.connections import Connections
+from wsgi_admission.stores.connections import Connections, is_damage, unavailable
 from wsgi_admission.stores.records import WORKER_ALIVE, Counts, Minute, Passed, Statistics, Worker
 from wsgi_admission.stores.rows import SQL
 from wsgi_admission.stores.watch import Watch
 from wsgi_admission.ticket import State, Ticket
+
+#: Seconds between two looks through the whole database for damage: a full disk, too, gives reason for one.
+LOOK_AGAIN = 60.0
 
 
 class SQLiteStore(Store):
@@ -58,7 +61,9 @@ class SQLiteStore(Store):
         self._durability = durability
         self._clock = clock
         self._boot = host.boot_id() if boot is None else boot
-        opening.prepare(self._path, patience=patience)
+        self._patience = patience
+        self._looked = -LOOK_AGAIN  # for damage
+        self._prepare()
         full = durability == "full"
         self._bodies = Bodies(self._path.with_name(f"{self._path.name}.bodies"), durable=full)
         self._connections = Connections(self._path, full=full, patience=patience)
@@ -100,10 +105,20 @@ class SQLiteStore(Store):
         if before is None:
             return None
         after = moves.claimed(before, now=now)
-        rows.move(connection, self._line, before, after, now=now)
-        rows.lease(connection, after, worker, until=self._clock() + lease, boot=self._boot)
+        until = {"worker": worker, "until": self._clock() + lease, "boot": self._boot}
+        rows.move(connection, self._line, before, after, now=now, lease=until)
         rows.charge(connection, self._line, after)
         return after
+
+    def pause(self, paused: bool) -> None:  # noqa: FBT001 - as in Store
+        """Write or delete the line's row."""
+        with self._connections.writing() as connection:
+            connection.execute(SQL["pause" if paused else "resume"], {"line": self._line})
+
+    def paused(self) -> bool:
+        """Return what was read last, if nobody has committed since."""
+        line = {"line": self._line}
+        return self._watch.cached("paused", lambda c: bool(c.execute(SQL["paused"], line).fetchall()))
 
     def renew(self, claims: Collection[tuple[str, int]], *, lease: float) -> set[tuple[str, int]]:
         """Set the end of each lease that is still held."""
@@ -192,6 +207,22 @@ class SQLiteStore(Store):
         self._bodies.remove(erased)
         return after
 
+    def expire(self, route: str, *, before: float, now: float, reason: str) -> int:
+        """Cancel in batches, each a transaction of its own, so that nobody has to wait long."""
+        where = {"line": self._line, "route": route, "before": before, "batch": pruning.BATCH}
+        expired = 0
+        # Asked before the file is locked: mostly there is nothing to do.
+        while self._connections.query(SQL["is_overdue"], where):
+            erased: list[str] = []
+            with self._connections.writing() as connection:
+                overdue = [rows.ticket_of(row) for row in connection.execute(SQL["overdue"], where).fetchall()]
+                for ticket in overdue:
+                    after = moves.cancelled(ticket, now=now, reason=reason)
+                    erased += rows.move(connection, self._line, ticket, after, now=now)
+            self._bodies.remove(erased)
+            expired += len(overdue)
+        return expired
+
     def retry(self, ticket_id: str, ticket: Ticket, *, now: float) -> Ticket:
         """Insert the new ticket, and give it the old one's request."""
         with self._connections.writing() as connection:
@@ -206,6 +237,12 @@ class SQLiteStore(Store):
         for row in self._connections.query(SQL["get"], self._named(ticket_id)):
             return rows.ticket_of(row)
         raise rows.missing(ticket_id, self._connections.query(SQL["gone_owner"], self._named(ticket_id)))
+
+    def listing(self, state: State, *, client: str = "", limit: int = 1000) -> list[Ticket]:
+        """Read the rows of this state."""
+        where = {"line": self._line, "state": state.value, "client": client, "limit": limit}
+        statement = "list_final" if state.final else f"list_{state.value}"
+        return [rows.ticket_of(row) for row in self._connections.query(SQL[statement], where)]
 
     def request(self, ticket_id: str) -> Recording:
         """Read the request's row, and open its file if it has one."""
@@ -263,7 +300,11 @@ class SQLiteStore(Store):
         return pruning.prune(self._connections, self._bodies, self._line, before=before, now=now)
 
     def maintain(self, *, now: float) -> None:
-        """Carry the write-ahead log over into the database when it is time."""
+        """Carry the write-ahead log over into the database when it is time; begin anew if that is damaged."""
+        if self._connections.damaged and abs(now - self._looked) >= LOOK_AGAIN:
+            self._connections.damaged = not self._mend()
+            if not self._connections.damaged:
+                self._looked = now
         self._checkpointer.maintain(now=now)
 
     def changed(self) -> int:
@@ -284,12 +325,30 @@ class SQLiteStore(Store):
             "size": str(_size(self._path)),
             "wal_size": str(_size(wal)),
             "wal_race": wal_race(sqlite3.sqlite_version_info),
+            **({"damaged": ", ".join(copies)} if (copies := mending.aside(self._path)) else {}),
         }
 
     def close(self) -> None:
         """Close every connection."""
         self._watch.close()
         self._connections.close()
+
+    def _prepare(self) -> None:
+        try:
+            opening.prepare(self._path, patience=self._patience)
+        except StoreError as error:
+            # Only a file that we have had open before: another one may be somebody's.
+            ours = self._path.with_name(f"{self._path.name}-mark").exists()
+            if not ours or error.__cause__ is None or not is_damage(error.__cause__):
+                raise
+            self._mend()
+            opening.prepare(self._path, patience=self._patience)
+
+    def _mend(self) -> bool:
+        try:
+            return mending.mend(self._path, patience=self._patience)
+        except (sqlite3.Error, OSError) as error:
+            raise unavailable(self._path, error) from error
 
     def _named(self, ticket_id: str) -> dict[str, str]:
         return {"line": self._line, "id": ticket_id}

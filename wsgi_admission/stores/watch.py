@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from wsgi_admission.errors import StoreError
 from wsgi_admission.stores import forks
-from wsgi_admission.stores.connections import Connections, connect, patiently, unavailable
+from wsgi_admission.stores.connections import Connections, connect, patiently
 
 T = TypeVar("T")
 
@@ -34,6 +34,7 @@ class Watch(forks.Forkable):
     """
 
     def __init__(self, connections: Connections) -> None:
+        self._connections = connections
         self._path, self._patience = connections.path, connections.patience
         self._mark = connections.mark
         self._seen: bytes | None = None
@@ -54,7 +55,7 @@ class Watch(forks.Forkable):
             with self._lock:
                 return self._token()
         except (sqlite3.Error, OSError) as error:
-            raise unavailable(self._path, error) from error
+            raise self._connections.failed(error) from error
 
     def cached(self, key: str, load: Callable[[sqlite3.Connection], T], of: Hashable = None) -> T:
         """Return what ``load`` reads; from memory if nobody has committed since and ``of`` is the same."""
@@ -65,7 +66,7 @@ class Watch(forks.Forkable):
                 with self._lock:
                     known = self._look_up(key, load, of)
         except (sqlite3.Error, OSError) as error:
-            raise unavailable(self._path, error) from error
+            raise self._connections.failed(error) from error
         value: T = known[1]
         return value
 

@@ -16,8 +16,9 @@ import time
 from collections.abc import Callable, Iterable
 
 from wsgi_admission.config import Config
-from wsgi_admission.errors import FinalTicket, GoneTicket, StoreError, UnknownTicket
+from wsgi_admission.errors import FinalTicket, GoneTicket, NotRetryable, StoreError, UnknownTicket
 from wsgi_admission.load import Load
+from wsgi_admission.logs import event
 from wsgi_admission.replay import Recording, serve
 from wsgi_admission.stores import Store
 from wsgi_admission.ticket import State, Ticket
@@ -65,23 +66,38 @@ class Api:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request whose PATH_INFO lies below the prefix."""
+        return self._answer(self._route, environ, start_response)
+
+    def admitted(self, ticket: Ticket, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer a request that is in the line as ``ticket``: with its place, or with its result if that is there.
+
+        It is there when the request was sent before, under the same Idempotency-Key.
+        """
+        return self._answer(lambda environ: self._admitted(environ, ticket), environ, start_response)
+
+    def _answer(
+        self, call: Callable[[Environ], Answer | Recording], environ: Environ, start_response: StartResponse
+    ) -> Iterable[bytes]:
         try:
-            answer = self._route(environ)
+            answer = call(environ)
         except UnknownTicket:
             answer = _UNKNOWN
         except GoneTicket as gone:
             answer = self._gone(environ, gone)
+        except NotRetryable:
+            answer = problem(409, "The request of this ticket is not kept: it cannot be run again from here.")
         except FinalTicket as final:
             answer = problem(409, f"The ticket is {final.state} already.")
-        except StoreError:
-            log.exception("the queue API got no answer from the store")
+        except StoreError as error:
+            event(log, "store.failing", level=logging.ERROR, step="api", error=error)
             answer = retry_later("The queue cannot be read just now.", self._load().value)
         if isinstance(answer, Answer):
             return answer.send(environ, start_response)
         return serve(answer, environ, start_response)
 
-    def accepted(self, environ: Environ, ticket: Ticket) -> Answer:
-        """Return the answer to a request that was queued as ``ticket``."""
+    def _admitted(self, environ: Environ, ticket: Ticket) -> Answer | Recording:
+        if ticket.state.final:
+            return self._result(environ, ticket)
         data, headers = self._views.accepted(environ, ticket)
         return json_answer(202, data, *headers)
 
@@ -91,7 +107,8 @@ class Api:
         calls = self._calls(path)
         if not calls:
             return problem(404, "The queue API has no such address.")
-        calls["HEAD"] = calls["GET"]
+        if "GET" in calls:
+            calls["HEAD"] = calls["GET"]
         if method in calls:
             return calls[method](environ)
         allow = ("Allow", ", ".join([*calls, "OPTIONS"]))
@@ -109,6 +126,9 @@ class Api:
         if found is None:
             return {}
         ticket_id = found[2]
+        if found[1] == "status" and ticket_id.endswith("/retry"):
+            ticket_id = ticket_id.removesuffix("/retry")
+            return {"POST": lambda environ: self._retry(environ, self._ticket(environ, ticket_id))}
         if found[1] == "result":
             return {"GET": lambda environ: self._result(environ, self._ticket(environ, ticket_id))}
         if found[1] == "events":
@@ -153,8 +173,19 @@ class Api:
 
     def _cancel(self, environ: Environ, ticket: Ticket) -> Answer:
         ticket = self._store.cancel(ticket.id, now=self._clock())
+        name = "ticket.cancelled" if ticket.state.final else "ticket.cancelling"
+        event(log, name, ticket=ticket.id, route=ticket.route)
         data, headers = self._views.status(environ, ticket)
         return json_answer(200, data, *headers)
+
+    def _retry(self, environ: Environ, ticket: Ticket) -> Answer:
+        """Run a failed request again, as a new ticket at the end of its client's."""
+        now = self._clock()
+        again = ticket.again(cost=self.forecast.expected(ticket.route, now=now), now=now)
+        again = self._store.retry(ticket.id, again, now=now)
+        event(log, "ticket.queued", ticket=again.id, route=again.route, tier=again.tier, retry_of=ticket.id)
+        data, headers = self._views.accepted(environ, again)
+        return json_answer(202, data, *headers)
 
     def _events(self, environ: Environ, ticket: Ticket) -> Answer:
         """Send one event and close: an EventSource comes back by itself, after the advised time."""

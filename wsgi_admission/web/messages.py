@@ -14,11 +14,20 @@ BUSY = 0.7
 VERY_BUSY = 0.9
 
 
-def status(state: State, *, position: int | None, wait: float | None, hint: str = "", error: str = "") -> str:
+def status(
+    state: State,
+    *,
+    position: int | None,
+    wait: float | None,
+    paused: bool = False,
+    hint: str = "",
+    error: str = "",
+) -> str:
     """Return what a ticket's owner is told.
 
     :param position: the place in the line, or None for a ticket that does not wait.
-    :param wait: the expected seconds until the start, or None if there is no line to wait in.
+    :param wait: the expected seconds until the start, or None if nobody knows.
+    :param paused: whether the line is paused.
     :param hint: what the client's tier adds while waiting.
     :param error: why the ticket failed or was cancelled.
     """
@@ -28,7 +37,9 @@ def status(state: State, *, position: int | None, wait: float | None, hint: str 
         return f"❌ Your request failed. {error or 'Please try again later.'}"
     if state is not State.QUEUED:
         return f"{ENDED[state]} {error}".rstrip()
-    if position is None or wait is None:
+    if position is not None and paused:
+        sentence = f"⏸️ You're #{position} in queue. It is paused just now, and you keep your place."
+    elif position is None or wait is None:
         sentence = "📋 Your request is in the queue."
     elif position == 1:
         sentence = "🎯 You're next in line! Processing will begin shortly."
@@ -37,12 +48,25 @@ def status(state: State, *, position: int | None, wait: float | None, hint: str 
     return f"{sentence}{'' if sentence.endswith('.') else '.'} {hint}" if hint else sentence
 
 
-def retry(delay: float, load: float) -> str:
+def expired(seconds: float) -> str:
+    """Return why a request is cancelled that has waited for as many seconds as it may."""
+    return f"It could not be started within {human(max(1.0, seconds))}. Please try again later."
+
+
+def retry(delay: float, load: float, *, paused: bool = False) -> str:
     """Return the advice on when to ask again.  ``delay`` is in seconds, ``load`` is 0 to 1."""
     why = "Others are served first."
-    if load >= BUSY:
+    if paused:
+        why = "The queue is paused just now."
+    elif load >= BUSY:
         why = f"The server is {'very busy' if load >= VERY_BUSY else 'busy'} ({load:.0%} load)."
     return f"{why} To try again instead of waiting, wait {human(delay)} first."
+
+
+def retry_kept(delay: float, load: float) -> str:
+    """Return the advice on when to have a failed request run again that is still here; parameters as for `retry`."""
+    busy = "; the server is very busy" if load >= VERY_BUSY else ""
+    return f"It is kept here: you can have it run again in {human(delay)}, without sending it again{busy}."
 
 
 def retry_failed(delay: float, load: float) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from wsgi_admission.config import Config
 from wsgi_admission.errors import StoreError
 from wsgi_admission.load import Load
+from wsgi_admission.logs import event
 from wsgi_admission.stores import Store
 from wsgi_admission.stores.records import RATE_MINUTES, Statistics
 from wsgi_admission.web.answers import iso
@@ -63,6 +64,7 @@ def health(store: Store, config: Config, load: Load, slots_in_use: int, *, now: 
         "slots": {"status": "ok", "in_use": slots_in_use, "limit": limit},
     }
     queued = processing = 0
+    paused = False
     try:
         tallies = store.counts().values()
         queued = sum(tally.queued for tally in tallies)
@@ -70,14 +72,16 @@ def health(store: Store, config: Config, load: Load, slots_in_use: int, *, now: 
         # Anybody may ask for the health; where the store lies on this machine is nobody's business.
         checks["store"] = {"status": "ok", **{name: fact for name, fact in store.health().items() if name != "path"}}
         checks["workers"] = _workers(store.statistics(now=now))
+        paused = store.paused()
+        checks["paused"] = {"status": "paused" if paused else "ok"}
     except StoreError as error:
-        log.warning("health: the store does not answer: %s", error)
+        event(log, "store.failing", level=logging.WARNING, step="health", error=error)
         checks["store"] = {"status": "failing"}
     failing = checks["store"]["status"] != "ok"
     status = "healthy"
     if load.value > DEGRADED[0] or queued > DEGRADED[1] or failing:
         status = "degraded"
-    elif load.value > WARNING[0] or queued > WARNING[1]:
+    elif load.value > WARNING[0] or queued > WARNING[1] or paused or "damaged" in checks["store"]:
         status = "warning"
     data = {
         "status": status,

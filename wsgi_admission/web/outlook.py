@@ -14,10 +14,14 @@ from wsgi_admission.ticket import State, Ticket
 
 
 class Outlook(NamedTuple):
-    """A ticket's place in the line (1 is first) and its wait; both None when it does not wait."""
+    """A ticket's place in the line (1 is first) and its wait; both None when it does not wait.
+
+    While the line is paused nobody knows the wait.
+    """
 
     position: int | None
     wait: Wait | None
+    paused: bool = False
 
 
 class Forecast:
@@ -44,9 +48,13 @@ class Forecast:
         ahead = self._store.ahead(ticket.id)
         if not ahead and self._store.get(ticket.id).state is not State.QUEUED:
             return Outlook(None, None)  # it was claimed a moment ago
-        return Outlook(1 + sum(ahead.values()), self._wait(ticket.route, ahead, now))
+        position = 1 + sum(ahead.values())
+        if self._store.paused():
+            return Outlook(position, None, paused=True)
+        return Outlook(position, self.wait(ticket.route, ahead, now=now))
 
-    def _wait(self, route: str, ahead: Mapping[str, int], now: float) -> Wait:
+    def wait(self, route: str, ahead: Mapping[str, int], *, now: float) -> Wait:
+        """Return the wait of a ticket of this route behind so many tickets of each route."""
         statistics = self._store.statistics(now=now)
         routes = self._run_times(statistics)
         running = [(name, max(0.0, now - started_at)) for name, started_at in statistics.running]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -16,6 +17,9 @@ from wsgi_admission.ticket import State, Ticket
 from wsgi_admission.web import messages
 from wsgi_admission.web.answers import Environ, iso
 from wsgi_admission.web.outlook import Forecast, Outlook
+
+#: Seconds that a pause is taken to last where a client is told when to ask again.
+PAUSE = 60.0
 
 
 class Views:
@@ -63,7 +67,7 @@ class Views:
             },
             "server_load": round(load, 4),
             **urls,
-            "retry_suggestion": self._suggestion(messages.retry, 0, load, now),
+            "retry_suggestion": self._suggestion(partial(messages.retry, paused=outlook.paused), 0, load, now),
         }
         return data, [*pending, ("Location", urls["result_url"])]
 
@@ -85,10 +89,14 @@ class Views:
             "message": self._message(ticket, outlook),
             **self._urls(environ, ticket),
         }
-        if ticket.state is State.FAILED:
+        if ticket.state is State.FAILED or (ticket.state is State.CANCELLED and ticket.error):
             data["error_message"] = ticket.error
+            if ticket.retryable:
+                data["retry_url"] = f"{data['status_url']}/retry"
+        if ticket.state is State.FAILED:
             retry = min(ticket.crashes, 8)
-            data["retry_suggestion"] = self._suggestion(messages.retry_failed, retry, self._load().value, now)
+            advice = messages.retry_kept if ticket.retryable else messages.retry_failed
+            data["retry_suggestion"] = self._suggestion(advice, retry, self._load().value, now)
         return data, [] if ticket.state.final else self._pending(ticket, outlook)
 
     def _place(self, outlook: Outlook) -> dict[str, Any]:
@@ -110,13 +118,14 @@ class Views:
             ticket.state,
             position=outlook.position,
             wait=None if outlook.wait is None else outlook.wait.p50,
+            paused=outlook.paused,
             hint=tier.hint if tier else "",
             error=ticket.error,
         )
 
     def _pending(self, ticket: Ticket, outlook: Outlook) -> list[tuple[str, str]]:
         waiting = sum(tally.queued for tally in self._store.counts().values())
-        wait = 0.0 if outlook.wait is None else outlook.wait.p50
+        wait = PAUSE if outlook.paused else 0.0 if outlook.wait is None else outlook.wait.p50
         seconds = backoff.poll_interval(wait, waiting, self._uniform())
         return [("Retry-After", str(seconds)), ("Admission-Status", ticket.state.value)]
 

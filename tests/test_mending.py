@@ -1,0 +1,226 @@
+"""A damaged database: what is noticed, what is kept, and that the line goes on."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import random
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.store_model import ROUTES, recording, ticket
+from wsgi_admission.errors import AdmissionError, StoreError, StoreUnavailable, UnknownTicket
+from wsgi_admission.stores import checkpoints, mending
+from wsgi_admission.stores.records import INLINE_BODY
+from wsgi_admission.stores.sqlite import SQLiteStore
+
+PAGE = 4096
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A database with a line of 60 tickets in it, that nobody has open."""
+    found = tmp_path / "line.db"
+    store = SQLiteStore(found, durability="normal")
+    for number in range(60):
+        store.put(ticket(f"client {number % 7}"), recording(b"x" * 1500), now=0)
+    store.put(ticket(), recording(b"x" * (INLINE_BODY + 1)), now=0)
+    store.close()
+    with closing(sqlite3.connect(found)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return found
+
+
+def damage(path: Path, page: int, offset: int = 0) -> bytes:
+    """Turn over one byte of a page (0 is the first); return what the file holds then."""
+    content = bytearray(path.read_bytes())
+    content[page * PAGE + offset] ^= 0xFF
+    path.write_bytes(content)
+    return bytes(content)
+
+
+def use(store: SQLiteStore) -> None:
+    """Do what workers and clients do, until something is damaged."""
+    made = store.put(ticket(), recording(b"x" * 5000), now=1)
+    store.ahead(made.id)
+    store.counts()
+    while (claimed := store.claim("w", now=1, lease=30, routes=ROUTES)) is not None:
+        store.request(claimed.id).body.close()
+        store.cancel(claimed.id, now=2)
+        store.release(claimed.id, claimed.attempt, now=3)
+    store.prune(before=10, now=10)
+
+
+def works(store: SQLiteStore) -> None:
+    """Put a ticket and claim it."""
+    made = store.put(ticket(), recording(), now=1)
+    claimed = store.claim("w", now=1, lease=30, routes=ROUTES)
+    assert claimed is not None
+    assert claimed.id == made.id
+
+
+def test_a_byte_in_any_page_is_found_or_harmless_and_the_line_goes_on(path: Path) -> None:
+    """Catches: a store that fails for ever, one that raises what its callers do not expect, a damage that spreads."""
+    sound = path.read_bytes()
+    chance = random.Random(5)  # noqa: S311 - the same each time
+    found = 0
+    pages = len(sound) // PAGE
+    start = [(page, (100 if page == 0 else 0) + chance.randrange(12)) for page in range(pages)]
+    inside = [(page, chance.randrange(112, PAGE)) for page in range(0, pages, 3)]
+    for page, offset in start + inside:
+        for old in path.parent.iterdir():
+            if old.is_file():
+                old.unlink()
+        (path.parent / "line.db-mark").write_bytes(b"")
+        path.write_bytes(sound)
+        content = damage(path, page, offset)
+        store = SQLiteStore(path, durability="normal")
+        other = SQLiteStore(path, durability="normal")
+        try:
+            use(store)
+        except StoreUnavailable:
+            found += 1
+            store.maintain(now=20)
+            (copy,) = mending.aside(path)
+            assert len((path.parent / copy).read_bytes()) >= len(content)
+            works(store)
+            other.changed()
+            assert len(other.counts()) == 1
+        except AdmissionError:
+            pass  # a request was lost: its ticket fails
+        finally:
+            store.close()
+            other.close()
+        if found:
+            with closing(sqlite3.connect(path)) as connection:
+                assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert found > 5
+
+
+def damaged(path: Path) -> SQLiteStore:
+    """Return a store that has noticed that its first ticket pages are damaged."""
+    with closing(sqlite3.connect(path)) as connection:
+        ((root,),) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'tickets'").fetchall()
+    damage(path, root - 1)
+    store = SQLiteStore(path, durability="normal")
+    with pytest.raises(StoreUnavailable, match="malformed"):
+        store.put(ticket(), recording(), now=1)
+    return store
+
+
+def test_the_damaged_content_is_kept_and_named(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Catches: data thrown away that somebody could still read; an operator who is not told."""
+    bodies = path.with_name("line.db.bodies")
+    names = {entry.name for entry in bodies.iterdir()}
+    store = damaged(path)
+    content = path.read_bytes()
+    with caplog.at_level(logging.ERROR):
+        store.maintain(now=20)
+    (name,) = mending.aside(path)
+    assert path.with_name(name).read_bytes() == content
+    assert path.with_name(name).stat().st_mode & 0o777 == 0o600
+    assert {entry.name for entry in path.with_name(f"{name}.bodies").iterdir()} == names
+    assert not bodies.exists()
+    assert name in caplog.text
+    assert store.health()["damaged"] == name
+    works(store)
+    store.close()
+
+
+def test_a_line_that_was_damaged_while_nobody_ran_is_begun_anew(path: Path) -> None:
+    """Catches: a site that never has a line again."""
+    content = damage(path, 0, 100)  # the kind of the first page
+    store = SQLiteStore(path, durability="normal")
+    (name,) = mending.aside(path)
+    assert path.with_name(name).read_bytes()[100:] == content[100:]
+    works(store)
+    store.close()
+
+
+def test_somebody_elses_damaged_database_is_left_alone(path: Path) -> None:
+    """Catches: a wrong path in the configuration that empties what it names."""
+    path.with_name("line.db-mark").unlink()
+    content = damage(path, 0, 100)
+    with pytest.raises(StoreError, match="malformed"):
+        SQLiteStore(path)
+    assert path.read_bytes() == content
+    assert mending.aside(path) == []
+
+
+def test_without_room_for_a_copy_nothing_is_emptied(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: the only copy destroyed on a full disk."""
+    store = damaged(path)
+
+    def full(*_args: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("wsgi_admission.stores.mending.shutil.copyfileobj", full)
+        with pytest.raises(StoreUnavailable, match="No space left"):
+            store.maintain(now=20)
+    assert mending.aside(path) == []
+    with pytest.raises(StoreUnavailable, match="malformed"):
+        store.put(ticket(), recording(), now=1)
+    store.maintain(now=21)
+    works(store)
+    store.close()
+
+
+def test_one_process_mends_and_the_others_go_on_with_what_it_left(path: Path) -> None:
+    """Catches: two that empty the line one after the other, and tickets that were accepted in between."""
+    store = damaged(path)
+    with checkpoints.host_lock(f"{path}-lock") as held:
+        assert held
+        store.maintain(now=20)
+        with pytest.raises(StoreUnavailable):
+            store.put(ticket(), recording(), now=1)
+    other = SQLiteStore(path, durability="normal")
+    with pytest.raises(StoreUnavailable):
+        other.put(ticket(), recording(), now=1)
+    other.maintain(now=21)
+    kept = other.put(ticket(), recording(), now=1)
+    store.maintain(now=22)
+    assert len(mending.aside(path)) == 1
+    assert store.get(kept.id) == kept
+    store.close()
+    other.close()
+
+
+def test_a_full_disk_is_no_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a line that is emptied, or looked through every second, because the disk is full."""
+    store = SQLiteStore(path, durability="normal")
+    looks = []
+    mend = mending.mend
+
+    def counted(*args: Any, **keys: Any) -> bool:
+        looks.append(args)
+        return mend(*args, **keys)
+
+    monkeypatch.setattr(mending, "mend", counted)
+    for now in (100.0, 101.0, 159.0, 160.0, 161.0):
+        store._connections.failed(sqlite3.OperationalError("database or disk is full"))
+        store.maintain(now=now)
+    assert len(looks) == 2
+    assert mending.aside(path) == []
+    assert store.claim("w", now=1, lease=30, routes=ROUTES) is not None
+    store.close()
+
+
+def test_a_run_that_was_under_way_is_refused_and_nothing_breaks(path: Path) -> None:
+    """Catches: an answer kept for a ticket that is no longer there."""
+    store = SQLiteStore(path, durability="normal")
+    claimed = store.claim("w", now=1, lease=30, routes=ROUTES)
+    assert claimed is not None
+    store.close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    store = damaged(path)
+    store.maintain(now=20)
+    assert store.renew([(claimed.id, 1)], lease=30) == set()
+    with pytest.raises(UnknownTicket):
+        store.get(claimed.id)
+    store.close()

@@ -1,0 +1,51 @@
+"""A matching request arrives: its body is read, and when it can be neither run nor kept it is refused."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from wsgi_admission.config import Route
+from wsgi_admission.errors import AdmissionError, KeyReused, RequestRefused, UntellableLength
+from wsgi_admission.logs import event
+from wsgi_admission.receiving import Body, receive
+from wsgi_admission.web.answers import Answer, Environ, problem, retry_later
+
+log = logging.getLogger("wsgi_admission.arrivals")
+
+
+def received(environ: Environ, route: Route) -> Body | Answer | None:
+    """Read the body, or return the answer to a request whose body cannot be had."""
+    try:
+        return receive(environ, max_body=route.max_body)
+    except UntellableLength:
+        return None  # as long as nothing has to wait, the app may read what we cannot
+    except AdmissionError as error:
+        return refusal(error)
+
+
+def refusal(error: AdmissionError) -> Answer:
+    """Return the answer to a request that can be neither run nor kept."""
+    if isinstance(error, (RequestRefused, KeyReused)):
+        return problem(int(error.status[:3]), str(error))
+    event(log, "store.failing", level=logging.ERROR, step="body", error=error)
+    return retry_later("The server cannot keep the request just now.", 1.0)
+
+
+def close(body: Body | None) -> None:
+    """Close the body of a request that has ended."""
+    if body is not None:
+        body.file.close()
+
+
+def closing(body: Body | None, ended: Callable[[], None]) -> Callable[[], None]:
+    """Return ``ended`` with the closing of the body before it."""
+    if body is None:
+        return ended
+    file = body.file
+
+    def both() -> None:
+        file.close()
+        ended()
+
+    return both

@@ -1,0 +1,60 @@
+"""One log line for each event: a fixed name and ``key=value`` fields, or one JSON object.
+
+::
+
+    ticket.queued ticket=0b6f2c1e route=image tier=donor
+    {"time": "2026-01-01T12:00:00.250Z", "level": "info", "event": "ticket.queued", "ticket": "0b6f2c1e", ...}
+
+What clients sent stands in no field but the names of routes and tiers.  Ids of tickets are cut to 8 characters:
+whoever has the whole one may read an anonymous client's result.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from datetime import datetime, timezone
+
+#: The formats of ``[log] format``.
+FORMATS = ("text", "json")
+
+_ID = re.compile(r"([0-9a-f]{8})(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_BARE = re.compile(r"[\w.:/@+-]+")
+# Logging is the process's, and so is this.
+_format = "text"
+
+
+def use(format_name: str) -> None:
+    """Write the events of this process in one of the `FORMATS` from now on."""
+    global _format  # noqa: PLW0603 - see above
+    _format = format_name
+
+
+def event(logger: logging.Logger, name: str, *, level: int = logging.INFO, **fields: object) -> None:
+    """Log that something happened.
+
+    :param name: what, for programs: ``ticket.queued``.
+    :param fields: the facts; those that are None are left out.  Numbers stay numbers in JSON, the rest is its text.
+    """
+    if not logger.isEnabledFor(level):
+        return
+    values = {key: _plain(value) for key, value in fields.items() if value is not None}
+    if _format == "json":
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        line = json.dumps({"time": now, "level": logging.getLevelName(level).lower(), "event": name, **values})
+    else:
+        line = " ".join([name, *(f"{key}={_text(value)}" for key, value in values.items())])
+    logger.log(level, "%s", line, stacklevel=2)
+
+
+def _plain(value: object) -> int | float | str:
+    return value if isinstance(value, int | float) else _ID.sub(r"\1", str(value))
+
+
+def _text(value: float | str) -> str:
+    """Return the value, quoted where it could be taken for something else; then nothing but printable ASCII is left."""
+    if isinstance(value, float):
+        return f"{value:.3f}".rstrip("0").rstrip(".")
+    text = str(value)
+    return text if _BARE.fullmatch(text) else json.dumps(text)

@@ -1,0 +1,112 @@
+"""A database whose content is damaged: a copy is put aside, and the line begins anew in its place.
+
+Renaming it would be wrong.  Processes that still have it open would go on writing to the renamed file, and the last of
+them to close it would delete the new one's write-ahead log, which it knows by its name.  So the damaged content is
+replaced by an empty schema through SQLite itself, as one transaction that every open connection of every process
+notices (https://www.sqlite.org/howtocorrupt.html, 2.5, and https://www.sqlite.org/backup.html).
+
+What was in the line is lost with it; the copy is for whoever wants to save what can be read.
+"""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+import shutil
+import sqlite3
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+
+from wsgi_admission.stores import forks
+from wsgi_admission.stores.checkpoints import host_lock
+from wsgi_admission.stores.connections import is_damage
+from wsgi_admission.stores.opening import empty
+
+log = logging.getLogger("wsgi_admission.stores")
+
+_SCHEMA = "SELECT CAST(name AS BLOB), CAST(sql AS BLOB) FROM sqlite_master ORDER BY 1"
+#: What the copies' names have behind that of the database.
+ASIDE = ".damaged-"
+
+
+def aside(path: Path) -> list[str]:
+    """Return the names of the copies of damaged databases that stand beside this one, oldest first."""
+    return sorted(copy.name for copy in path.parent.glob(f"{glob.escape(path.name)}{ASIDE}*[0-9]"))
+
+
+def mend(path: Path, *, patience: float) -> bool:
+    """Look whether the database is damaged; if it is, put a copy aside and empty it.
+
+    :param patience: seconds to wait while others keep the file locked.
+    :return: whether it is sound now; False when another process of the host is at it.
+    :raises OSError: when the copy cannot be made: then nothing is emptied.
+    :raises sqlite3.Error: when the database cannot be emptied.
+    """
+    with host_lock(f"{path}-lock") as held:
+        if not held:
+            return False
+        with closing(_open(path, patience)) as connection:
+            if _is_sound(connection):
+                return True
+            copy = _copy(path, connection)
+            with closing(empty()) as nothing:
+                nothing.backup(connection)
+        bodies = path.with_name(f"{path.name}.bodies")
+        if bodies.is_dir():
+            bodies.rename(copy.with_name(f"{copy.name}.bodies"))
+    log.error("the database %s was damaged; the line begins anew, and a copy of it is %s", path, copy)
+    return True
+
+
+def _open(path: Path, patience: float) -> sqlite3.Connection:
+    """Open a connection without asking anything of the content."""
+    forks.refuse_inherited()
+    connection = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=patience, isolation_level=None)
+    connection.execute("PRAGMA wal_autocheckpoint = 0")
+    return connection
+
+
+def _is_sound(connection: sqlite3.Connection) -> bool:
+    try:
+        with closing(empty()) as nothing:
+            same = connection.execute(_SCHEMA).fetchall() == nothing.execute(_SCHEMA).fetchall()
+        return same and connection.execute("PRAGMA integrity_check(1)").fetchall() == [("ok",)]
+    except sqlite3.DatabaseError as error:
+        if is_damage(error):
+            return False
+        raise
+
+
+def _copy(path: Path, connection: sqlite3.Connection) -> Path:
+    """Copy the database and its log while nobody writes; return the copy's path."""
+    copy = path.with_name(f"{path.name}{ASIDE}{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}")
+    locked = False
+    with suppress(sqlite3.DatabaseError):  # a damaged one may refuse
+        connection.execute("BEGIN IMMEDIATE")
+        locked = True
+    try:
+        for end in ("", "-wal"):
+            with suppress(FileNotFoundError):
+                _copy_file(Path(f"{path}{end}"), Path(f"{copy}{end}"))
+    finally:
+        if locked:
+            connection.execute("ROLLBACK")
+    return copy
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    # Left open on purpose: closing any descriptor of the file drops the locks that SQLite holds on it.
+    descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        with (
+            os.fdopen(descriptor, "rb", closefd=False) as content,
+            os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as kept,
+        ):
+            shutil.copyfileobj(content, kept, 1 << 20)
+            kept.flush()
+            os.fsync(kept.fileno())
+    except OSError:
+        target.unlink(missing_ok=True)
+        raise
