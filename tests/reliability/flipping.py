@@ -8,9 +8,10 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from tests.support import ini
+from tests.support import ini, until
 from tests.wsgi import Result, call
 from wsgi_admission import AdmissionMiddleware
+from wsgi_admission.stores import mending
 
 CONFIG = """
 [admission]
@@ -19,12 +20,12 @@ max_concurrent = 2
 worker_threads = 1
 [route:echo]
 path = /echo
-[route:later]
-path = /later
 """
 #: Seconds in which every request must be answered, with some more for a busy machine.
 ANSWERED = 2.0 + 1.0
 TICKETS = 60
+#: How many of them still wait.
+WAIT = 20
 
 
 def echo(environ: dict[str, object], start_response: object) -> list[bytes]:
@@ -46,17 +47,15 @@ def body(number: int) -> bytes:
 
 
 def prepare(folder: Path) -> dict[str, int]:
-    """Make a database with tickets of which every third still waits; return id -> number."""
+    """Make a database with tickets of which some still wait; return id -> number."""
     sent = {}
-    with closing(AdmissionMiddleware(echo, ini(folder, CONFIG), replays=False)) as site:
-        for number in range(TICKETS):
-            route = "/echo" if number % 3 else "/later"
-            sent[call(site, route, "POST", body(number)).json()["request_id"]] = number
-        process = site.process()
-        for _ in range(TICKETS - len(range(0, TICKETS, 3))):
-            ticket = process.store.claim("w", now=time.time(), lease=1e6, routes=["echo"])
-            assert ticket is not None
-            process.pool._run(ticket)
+    config = ini(folder, CONFIG)
+    for replays, numbers in ((True, range(WAIT, TICKETS)), (False, range(WAIT))):
+        with closing(AdmissionMiddleware(echo, config, replays=replays)) as site:
+            for number in numbers:
+                sent[call(site, "/echo", "POST", body(number)).json()["request_id"]] = number
+            store = site.process().store
+            until(lambda: not replays or not any(t.queued + t.processing for t in store.counts().values()))  # noqa: B023 - called at once
     return sent
 
 
@@ -93,6 +92,12 @@ def look(folder: Path, sent: dict[str, int], told: Path) -> None:
         end = time.monotonic() + 3.0
         for ticket, number in sent.items():
             _ask_for(asked, ticket, number, end, wrong)
+        copies = mending.aside(folder / "admission.db")
+        if copies:  # found, so that what was in the line may be lost with it
+            wrong[:] = [(kind, what) for kind, what in wrong if kind not in {"lost", "stuck"}]
+            health = asked.ask("/api/queue/health")
+            if health is not None and copies[0] not in str(health.json()["checks"]):
+                wrong.append(("not told", f"{copies}, and the health says {health.json()}"))
     told.write_text(json.dumps(wrong))
 
 

@@ -63,18 +63,17 @@ def flips(quick_folder: Path) -> list[Flip]:
 
 
 def test_the_site_stays_up_whichever_byte_is_wrong(flips: list[Flip]) -> None:
-    """Catches: a process that dies or hangs, an error of SQLite that the server gets to see."""
-    for flip in flips:
-        down = [(kind, what) for kind, what in flip.wrong if kind in {"down", "slow"}]
-        assert (flip.died, down) == (False, []), flip
+    """Catches: a process that dies or hangs, an error that the server gets to see, damage found and not told of."""
+    down = [flip for flip in flips if flip.died or any(kind in {"down", "slow", "not told"} for kind, _ in flip.wrong)]
+    assert down == []
 
 
 @pytest.mark.skipif(
     not FULL,
-    reason="to be built: a corrupt database is moved aside, named in log and health (now a wrong byte in a body or an "
-    "index is not noticed)",
+    reason="'found or harmless': a wrong byte in a recording or an index is not noticed yet (make reliability)",
 )
 def test_a_wrong_byte_is_found_or_harmless(flips: list[Flip]) -> None:
     """Catches: an answer that is not the app's, a ticket that is lost or stuck while nobody is told."""
-    kinds = Counter(kind for flip in flips for kind in {kind for kind, _ in flip.wrong} - {"down", "slow"})
-    assert kinds == Counter()
+    silent = [flip for flip in flips if any(kind in {"lost", "stuck", "wrong answer"} for kind, _ in flip.wrong)]
+    kinds = Counter(kind for flip in silent for kind in {kind for kind, _ in flip.wrong})
+    assert silent == [], f"{len(silent)} of {len(flips)} bytes: {kinds}"
