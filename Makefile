@@ -1,6 +1,7 @@
 # Everything happens in .venv, which the first target that needs it makes.
 #   make demo          the example site on http://127.0.0.1:8000   (PORT=8001 for another port)
 #   make test          ruff, mypy and pytest, up to the first failure   (ARGS="-k name" goes to pytest)
+#   make reliability   the full form of tests/reliability: half an hour   (ARGS goes to pytest)
 #   make lint          ruff and mypy
 #   make bench         the benchmarks   (ARGS goes to them)
 #   make venv          .venv with everything for the above
@@ -10,7 +11,11 @@ PORT ?= 8000
 BIN := .venv/bin
 DECLARED := pyproject.toml setup.py
 
+<<<<<<< HEAD
 .PHONY: help demo test lint bench venv servers
+=======
+.PHONY: help demo test reliability lint bench venv
+>>>>>>> reliab
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +26,9 @@ demo: .venv/demo.stamp
 
 test: lint servers
 	$(BIN)/python -m pytest $(ARGS)
+
+reliability: .venv/test.stamp
+	ADMISSION_TEST_SIZE=full $(BIN)/python -m pytest tests/reliability $(ARGS)
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .

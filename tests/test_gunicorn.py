@@ -183,7 +183,7 @@ def test_a_web_worker_with_stuck_threads_of_its_own_only_says_so(tmp_path: Path)
     with gunicorn(tmp_path, ini(tmp_path, text), settings="workers = 1") as site:
         (worker,) = workers(site)
         hung = site.ask("/gated?hung", "POST")
-        until(lambda: "1 of 1 replay threads are stuck: this process should be restarted" in site.text(), "the report")
+        until(lambda: "process.stuck stuck=1 threads=1" in site.text(), "the report")
         assert site.ask("/ping").status == 200
         site.open_gate()
         assert site.final(hung)["status"] == "completed"

@@ -40,9 +40,7 @@ def test_a_run_that_takes_too_long_is_reported_once_and_the_line_moves_on(
         until(lambda: floor.started == ["first", "second"], "the second start", 10)
         floor.pool.look_for_stuck()
     (record,) = caplog.records
-    assert record.getMessage() == (
-        f"ticket {first.id[:8]}: image has run for 10.0 s, longer than its max_runtime: its slot is free for others"
-    )
+    assert record.getMessage() == (f"ticket.stuck ticket={first.id[:8]} route=image attempt=1 seconds=10")
     assert (floor.pool.runs.stuck, floor.pool.runs.busy, floor.pool.runs.mostly_stuck) == (1, 1, False)
     floor.go.set()
     until(lambda: floor.state(first) is floor.state(second) is State.COMPLETED, "both ends")
@@ -86,7 +84,7 @@ def test_a_pool_of_which_more_than_half_is_stuck_says_so_once(floor: Floor, capl
         floor.pool.look_for_stuck()
         assert (floor.pool.runs.stuck, floor.pool.runs.mostly_stuck) == (stuck, mostly)
     errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-    assert errors == ["3 of 4 replay threads are stuck: this process should be restarted"]
+    assert errors == ["process.stuck stuck=3 threads=4"]
 
 
 def test_what_is_stuck_counts_as_a_crash_when_the_process_leaves_and_is_not_waited_for() -> None:

@@ -163,7 +163,7 @@ def test_what_others_put_is_run_by_processes_of_low_priority(place: Place) -> No
         working.signal(signal.SIGTERM)
         assert working.ended() == 0
         assert place.store.statistics(now=time.time()).workers == ()
-        assert re.search(r"\[INFO\] ticket \w{8}: pid started, attempt 1", working.text())
+        assert re.search(r"\[INFO\] ticket\.started ticket=\w{8} route=pid attempt=1", working.text())
         assert "Traceback" not in working.text()
 
 
@@ -293,7 +293,7 @@ def test_two_commands_on_one_file_share_the_work(place: Place) -> None:
     ids = [place.put(f"/gated?{number}") for number in range(12)]
     with place.work("--processes", "2") as one, place.work("--processes", "3") as other:
         until(lambda: len(place.starts()) == 4, "all slots in use")
-        until(lambda: all("started, attempt 1" in working.text() for working in (one, other)), "the work of both")
+        until(lambda: all("ticket.started " in working.text() for working in (one, other)), "the work of both")
         assert len(place.starts()) == 4
         place.open_gate()
         for ticket_id in ids:
@@ -311,7 +311,7 @@ def test_a_process_whose_threads_are_stuck_is_replaced(place: Place) -> None:
         assert place.becomes(behind, State.COMPLETED).attempt == 1
         assert place.starts() == ["start hung"] * 2
         text = working.text()
-        assert text.count("longer than its max_runtime: its slot is free for others") == 2
+        assert text.count("ticket.stuck ") == 2
         assert text.count("most threads are stuck: leaving") == 2
         assert working.process.poll() is None
 

@@ -295,7 +295,7 @@ def _chores(process: Process, meter: LoadMeter, config: Config) -> list[Chore]:
         now = time.time()
         for route, seconds in deadlines.items():
             if expired := store.expire(route, before=now - seconds, now=now, reason=messages.expired(seconds)):
-                log.warning("%d tickets of %s were cancelled: they waited longer than max_wait", expired, route)
+                event(log, "ticket.expired", route=route, count=expired)
 
     def prune() -> object:
         now = time.time()

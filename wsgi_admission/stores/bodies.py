@@ -95,12 +95,15 @@ class Bodies:
         """Remove the files that nobody names and that are too old to be named yet.
 
         :param named: returns the names in use; asked only when there are old files.
+        :raises StoreUnavailable: when the directory cannot be read.
         """
         try:
             with os.scandir(self._directory) as entries:
                 old = [entry.name for entry in entries if entry.stat().st_mtime < now - ORPHANED]
         except FileNotFoundError:
             return
+        except OSError as error:
+            raise StoreUnavailable(f"{self._directory} cannot be looked through just now: {error}.") from error
         if old:
             used = frozenset(named())
             self.remove(name for name in old if name not in used)

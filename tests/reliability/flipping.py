@@ -1,0 +1,125 @@
+"""A site whose database has one wrong byte: what it says, asked by somebody who knows what it should say."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from contextlib import closing
+from pathlib import Path
+
+from tests.support import ini, until
+from tests.wsgi import Result, call
+from wsgi_admission import AdmissionMiddleware
+from wsgi_admission.stores import mending
+
+CONFIG = """
+[admission]
+mode = queue_all
+max_concurrent = 2
+worker_threads = 1
+[route:echo]
+path = /echo
+"""
+#: Seconds in which every request must be answered, with some more for a busy machine.
+ANSWERED = 2.0 + 1.0
+TICKETS = 60
+#: How many of them still wait.
+WAIT = 20
+
+
+def echo(environ: dict[str, object], start_response: object) -> list[bytes]:
+    """Answer with the digest of the body, and as many bytes."""
+    length = int(str(environ.get("CONTENT_LENGTH") or 0))
+    body = environ["wsgi.input"].read(length) if length else b""  # type: ignore[attr-defined]  # an input
+    start_response("200 OK", [("Content-Type", "application/octet-stream")])  # type: ignore[operator]  # a callable
+    return [answer(body)]
+
+
+def answer(body: bytes) -> bytes:
+    """Return the right answer to a body."""
+    return (hashlib.sha256(body).hexdigest() * (len(body) // 64 + 1)).encode()
+
+
+def body(number: int) -> bytes:
+    """Return the body of a ticket; they are of many lengths."""
+    return f"{number} ".encode() * (1 + number * 397 % 16000)
+
+
+def prepare(folder: Path) -> dict[str, int]:
+    """Make a database with tickets of which some still wait; return id -> number."""
+    sent = {}
+    config = ini(folder, CONFIG)
+    for replays, numbers in ((True, range(WAIT, TICKETS)), (False, range(WAIT))):
+        with closing(AdmissionMiddleware(echo, config, replays=replays)) as site:
+            for number in numbers:
+                sent[call(site, "/echo", "POST", body(number)).json()["request_id"]] = number
+            store = site.process().store
+            until(lambda: not replays or not any(t.queued + t.processing for t in store.counts().values()))  # noqa: B023 - called at once
+    return sent
+
+
+class Asked:
+    """Asks a site and remembers what was wrong with its answers."""
+
+    def __init__(self, site: AdmissionMiddleware, told: list[tuple[str, str]]) -> None:
+        self._site, self._told = site, told
+
+    def ask(self, path: str, method: str = "GET", body: bytes = b"") -> Result | None:
+        """Ask; None when the server would have answered for the site."""
+        began = time.monotonic()
+        try:
+            return call(self._site, path, method, body)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the site was down for this request
+            self._told.append(("down", f"{method} {path.split('/')[3:4]}: {error!r}"))
+            return None
+        finally:
+            if time.monotonic() - began > ANSWERED:
+                self._told.append(("slow", f"{method} {path.split('/')[3:4]}: {time.monotonic() - began:.1f} s"))
+
+
+def look(folder: Path, sent: dict[str, int], told: Path) -> None:
+    """Ask a site for everything; write down what was wrong."""
+    wrong: list[tuple[str, str]] = []
+    with closing(AdmissionMiddleware(echo, folder / "admission.ini", replays=True)) as site:
+        asked = Asked(site, wrong)
+        for _ in range(3):
+            result = asked.ask("/echo", "POST", b"new")
+            if result is not None and result.status[:3] not in {"200", "202", "503"}:
+                wrong.append(("down", f"POST /echo: {result.status}"))
+        asked.ask("/api/queue/health")
+        asked.ask("/api/queue/metrics")
+        end = time.monotonic() + 3.0
+        for ticket, number in sent.items():
+            _ask_for(asked, ticket, number, end, wrong)
+        copies = mending.aside(folder / "admission.db")
+        if copies:  # found, so that what was in the line may be lost with it
+            wrong[:] = [(kind, what) for kind, what in wrong if kind not in {"lost", "stuck"}]
+            health = asked.ask("/api/queue/health")
+            if health is not None and copies[0] not in str(health.json()["checks"]):
+                wrong.append(("not told", f"{copies}, and the health says {health.json()}"))
+    told.write_text(json.dumps(wrong))
+
+
+def _ask_for(asked: Asked, ticket: str, number: int, end: float, wrong: list[tuple[str, str]]) -> None:
+    while True:
+        status = asked.ask(f"/api/queue/status/{ticket}")
+        if status is None or status.status[:3] == "503":
+            return  # found
+        if status.status[:3] != "200":
+            wrong.append(("lost", f"{status.status}, and it was accepted"))
+            return
+        state = status.json()["status"]
+        if state == "failed":
+            return  # found, and its owner is told
+        if state == "completed":
+            break
+        if time.monotonic() > end:
+            wrong.append(("stuck", f"{state} for ever"))
+            return
+        time.sleep(0.01)  # waits for a replay
+    result = asked.ask(f"/api/queue/result/{ticket}")
+    if result is None or result.status[0] == "5":
+        return  # found
+    if (result.status, result.body) != ("200 OK", answer(body(number))):
+        wrong.append(("wrong answer", f"{result.status}, {len(result.body)} bytes"))

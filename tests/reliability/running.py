@@ -1,0 +1,134 @@
+"""What the runs of the reliability tests share: the site's configuration, its visitors, and the look at its end."""
+
+from __future__ import annotations
+
+import http.client
+import random
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from tests.reliability.history import Event, Writer, read
+from tests.reliability.visitors import Visitor
+from tests.support import PATIENCE, Reply, Server, until
+from wsgi_admission.stores.sqlite import SQLiteStore
+
+CONFIG = """
+[admission]
+mode = queue_all
+max_concurrent = 6
+worker_threads = 2
+[route:twice]
+path = /twice
+crash_retries = 1
+[route:once]
+path = /once
+crash_retries = 0
+[route:narrow]
+path = /narrow
+max_concurrent = 1
+crash_retries = 2
+"""
+
+
+class Visits:
+    """Visitors of a server, in threads of this process, and how long it let them wait."""
+
+    def __init__(self, site: Server, history: Path, *, slow: float = 0.0) -> None:
+        self._site = site
+        self._writer = Writer(history)
+        self._over = threading.Event()
+        self._slow = slow
+        self.longest = 0.0
+        self.statuses: Counter[int] = Counter()
+        self._threads = [threading.Thread(target=self._visit, args=(number,), daemon=True) for number in range(3)]
+
+    def start(self) -> None:
+        """Send the visitors."""
+        for thread in self._threads:
+            thread.start()
+
+    def end(self) -> None:
+        """Wait until each has seen the end of what he sent."""
+        self._over.set()
+        for thread in self._threads:
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), "a visitor still waits"
+        self._writer.close()
+
+    def _visit(self, number: int) -> None:
+        dice = random.Random(f"visitor {number}")  # noqa: S311 - repeatable
+        visitor = self.visitor(dice)
+        if number == 0 and self._slow:
+            visitor = Visitor(self._ask, self._writer, dice, seconds=(self._slow, self._slow), routes=["/twice"])
+        while not self._over.is_set():
+            visitor.visit(1 if self._slow and number == 0 else dice.randrange(1, 6))
+
+    def visitor(self, dice: random.Random) -> Visitor:
+        """Return one more visitor, who does nothing by himself."""
+        return Visitor(self._ask, self._writer, dice)
+
+    def _ask(self, path: str, method: str, body: bytes, who: str) -> Reply:
+        asked = time.monotonic()
+        try:
+            reply = self._site.ask(path, method, body, Who=who)
+        except (OSError, http.client.HTTPException):
+            reply = Reply(503, "the server has closed the connection", [], b"")
+        self.longest = max(self.longest, time.monotonic() - asked)
+        if method == "POST":
+            self.statuses[reply.status] += 1
+        return reply
+
+
+@contextmanager
+def visited(site: Server, history: Path, *, slow: float = 0.0) -> Iterator[Visits]:
+    """Visitors who come during the block.
+
+    :param slow: seconds that each request of one of them takes; nobody's takes long without it.
+    """
+    visits = Visits(site, history, slow=slow)
+    visits.start()
+    try:
+        yield visits
+    finally:
+        visits.end()
+
+
+def go_on(visits: Visits, tickets: int) -> None:
+    """Wait until so many more tickets have been accepted."""
+    goal = visits.statuses[202] + tickets
+    until(lambda: visits.statuses[202] >= goal, "some tickets")
+
+
+def emptied(database: Path) -> Counter[str]:
+    """Wait until nothing is in the line and nothing runs; return the sums of the tallies."""
+    with closing(SQLiteStore(database)) as store:
+        until(lambda: all(t.queued == t.processing == 0 for t in store.counts().values()), "the end of the line")
+        totals: Counter[str] = Counter()
+        for tally in store.counts().values():
+            totals.update(vars(tally))
+        return totals
+
+
+def at_the_end(database: Path, history: Path) -> list[Event]:
+    """Return a history to which what the store has at the end was added."""
+    writer = Writer(history)
+    with closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        rows = connection.execute(
+            "SELECT id, tier_rank, start, number, route, crash_retries, state, attempt FROM tickets"
+        ).fetchall()
+    for ticket, *rank, route, retries, state, attempt in rows:
+        writer.note("listed", ticket=ticket, rank=rank, route=route, retries=retries)
+        writer.note("seen", ticket=ticket, asked=time.monotonic(), state=state, attempt=attempt, position=None)
+    known = {ticket for ticket, *_ in rows}
+    events = read(history)
+    for event in events:
+        if event["what"] == "accepted" and event["ticket"] not in known:
+            writer.note("seen", ticket=event["ticket"], asked=time.monotonic(), state=None, attempt=None, position=None)
+    writer.close()
+    return read(history)

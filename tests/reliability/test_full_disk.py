@@ -1,0 +1,89 @@
+"""A disk that is full for a while."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.reliability.history import check
+from tests.reliability.running import CONFIG, at_the_end, emptied, go_on, visited
+from tests.reliability.size import sized
+from tests.support import gunicorn, ini, until
+
+ROUNDS = sized(1, 10)
+#: Seconds within which every request is answered, with some more for a busy machine.
+ANSWERED = 2.0 + 0.5
+#: Seconds within which requests are kept again once there is room.
+BACK = 5.0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 16 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16m,mode=0700", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no file system can be mounted: {mounted.stderr!r}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(file: Path) -> None:
+    """Leave no byte on the disk."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        for block in (1 << 20, 1 << 12, 1):
+            while True:
+                try:
+                    os.write(descriptor, b"x" * block)
+                except OSError:
+                    break
+    finally:
+        os.close(descriptor)
+
+
+def test_a_full_disk_is_survived(tmp_path: Path, small_disk: Path) -> None:
+    """Catches: a 202 without a row, a process that dies or hangs, a store that does not come back by itself."""
+    history, filler = tmp_path / "history", small_disk / "filler"
+    database = small_disk / "admission.db"
+    history.touch()
+    text = f"{CONFIG}\n[tiers]\nresolver = tests.reliability.site:who\n[store]\nurl = sqlite:///{database}\n"
+    with gunicorn(
+        tmp_path, ini(tmp_path, text), app="tests.reliability.site:app", ADMISSION_TEST_HISTORY=str(history)
+    ) as site:
+        with visited(site, history) as visits:
+            for number in range(ROUNDS):
+                go_on(visits, 10)
+                visitor = visits.visitor(random.Random(f"full {number}"))  # noqa: S311 - repeatable
+                who, sent = visitor.somebody(), []
+                refused = 0
+                while refused < 30:
+                    fill(filler)  # what the last ticket left over too
+                    sent.append(visitor.submit(who))
+                    refused += sent[-1] is None
+                asked = time.monotonic()
+                health = site.ask("/api/queue/health")
+                assert time.monotonic() - asked < ANSWERED
+                assert health.json()["status"] in {"warning", "degraded"}, health.json()
+                filler.unlink()
+                until(lambda: visitor.submit(who), "a ticket again", BACK)  # noqa: B023 - called at once
+                visitor.look_after([ticket for ticket in sent if ticket is not None], who)
+        totals = emptied(database)
+        found = check(at_the_end(database, history))
+    assert set(visits.statuses) <= {200, 202, 503}, visits.statuses
+    assert found.faults == [], found.faults[:10]
+    assert totals["crashed"] == 0
+    assert visits.longest < ANSWERED
