@@ -11,11 +11,7 @@ PORT ?= 8000
 BIN := .venv/bin
 DECLARED := pyproject.toml setup.py
 
-<<<<<<< HEAD
-.PHONY: help demo test lint bench venv servers
-=======
-.PHONY: help demo test reliability lint bench venv
->>>>>>> reliab
+.PHONY: help demo test reliability lint bench venv servers
 .DEFAULT_GOAL := help
 
 help:
@@ -27,7 +23,7 @@ demo: .venv/demo.stamp
 test: lint servers
 	$(BIN)/python -m pytest $(ARGS)
 
-reliability: .venv/test.stamp
+reliability: .venv/test.stamp servers
 	ADMISSION_TEST_SIZE=full $(BIN)/python -m pytest tests/reliability $(ARGS)
 
 lint: .venv/test.stamp
