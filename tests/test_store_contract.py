@@ -380,6 +380,16 @@ def test_nothing_is_claimed_from_a_paused_line(open_line: OpenLine) -> None:
     assert claim(store).id == first.id
 
 
+def test_a_pause_makes_another_mapping_of_the_counts(store: Store) -> None:
+    """Catches: newcomers that run at once although the line is paused, because nothing else has changed."""
+    seen = store.counts()
+    for paused in (True, False, True):
+        store.pause(paused)
+        assert store.counts() is not seen
+        assert store.paused() is paused
+        seen = store.counts()
+
+
 def test_a_line_is_paused_by_its_name(open_line: OpenLine) -> None:
     """Catches: a pause of every line in the same place."""
     ours, theirs = open_line("ours"), open_line("theirs")

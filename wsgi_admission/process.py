@@ -202,20 +202,21 @@ def line_reader(store: Store, slots: Slots, ranks: Mapping[str, int]) -> Callabl
 
     The tallies are looked through once for each change of the line, not for each request.
     """
-    seen: tuple[Counts, list[tuple[int, str, int]]] = ({}, [])
+    seen: tuple[Counts, list[tuple[int, str, int]], bool] = ({}, [], False)
 
     def line(rank: int, route: str) -> Line:
         nonlocal seen
-        if store.paused():
-            return _PAUSED
         counts = store.counts()
         if counts is not seen[0]:
             seen = (
                 counts,
                 # A tier that the configuration no longer names keeps an old rank: nobody overtakes it.
                 [(ranks.get(tier, 0), route, n.queued) for (tier, route), n in counts.items() if n.queued],
+                store.paused(),
             )
-        queued = seen[1]
+        _, queued, paused = seen
+        if paused:
+            return _PAUSED
         if not queued:
             return _EMPTY
         # What waits for a full route could not use a slot now, except for those of that route itself: the slot of the

@@ -163,8 +163,11 @@ def announced_length(environ: dict[str, Any]) -> int | None:
 
     :raises UntellableLength: `InvalidLength` or `LengthRequired`.
     """
-    text = str(environ.get("CONTENT_LENGTH") or "").strip(" \t")
+    length = environ.get("CONTENT_LENGTH")
     chunked = bool(environ.get("HTTP_TRANSFER_ENCODING"))
+    if length == "0" and not chunked:
+        return 0
+    text = str(length or "").strip(" \t")
     # A Transfer-Encoding overrides a Content-Length (RFC 9112 6.3).
     if chunked or not text:
         if environ.get("wsgi.input_terminated"):

@@ -186,7 +186,10 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def counts(self) -> Counts:
-        """Return the tallies by tier and route.  Cheap enough for every matching request."""
+        """Return the tallies by tier and route.  Cheap enough for every matching request.
+
+        It is the same object until something has changed, the pause of the line included.
+        """
 
     @abc.abstractmethod
     def statistics(self, *, now: float) -> Statistics:

@@ -68,6 +68,10 @@ class Ledger:
         """Forget a worker, if it is known."""
         self._workers.pop(worker, None)
 
+    def changed(self) -> None:
+        """Have `counts` return another object."""
+        self._counts = None
+
     def counts(self) -> Counts:
         """Return the same mapping until something is counted."""
         if self._counts is None:

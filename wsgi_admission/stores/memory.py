@@ -88,6 +88,7 @@ class MemoryStore(Store):
         """Remember it."""
         with self._lock:
             self._paused = paused
+            self._ledger.changed()
             self._version += 1
 
     def paused(self) -> bool:
