@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import random
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,11 @@ from typing import Any
 import pytest
 
 from tests.store_model import ROUTES, recording, ticket
-from wsgi_admission.errors import AdmissionError, StoreError, StoreUnavailable, UnknownTicket
+from wsgi_admission.errors import AdmissionError, DamagedRecording, StoreError, StoreUnavailable, UnknownTicket
 from wsgi_admission.stores import checkpoints, mending
 from wsgi_admission.stores.records import INLINE_BODY
 from wsgi_admission.stores.sqlite import SQLiteStore
+from wsgi_admission.ticket import State
 
 PAGE = 4096
 
@@ -58,9 +61,10 @@ def use(store: SQLiteStore) -> None:
 def works(store: SQLiteStore) -> None:
     """Put a ticket and claim it."""
     made = store.put(ticket(), recording(), now=1)
-    claimed = store.claim("w", now=1, lease=30, routes=ROUTES)
-    assert claimed is not None
-    assert claimed.id == made.id
+    while (claimed := store.claim("w", now=1, lease=30, routes=ROUTES)) is not None:
+        if claimed.id == made.id:
+            return
+    pytest.fail("it was not claimed")
 
 
 def test_a_byte_in_any_page_is_found_or_harmless_and_the_line_goes_on(path: Path) -> None:
@@ -89,7 +93,7 @@ def test_a_byte_in_any_page_is_found_or_harmless_and_the_line_goes_on(path: Path
             assert len((path.parent / copy).read_bytes()) >= len(content)
             works(store)
             other.changed()
-            assert len(other.counts()) == 1
+            assert other.counts()
         except AdmissionError:
             pass  # a request was lost: its ticket fails
         finally:
@@ -188,6 +192,83 @@ def test_one_process_mends_and_the_others_go_on_with_what_it_left(path: Path) ->
     assert store.get(kept.id) == kept
     store.close()
     other.close()
+
+
+def test_a_wrong_byte_in_a_recording_is_told_instead_of_served(path: Path) -> None:
+    """Catches: an answer that is not the app's; a request that nobody sent, run."""
+    store = SQLiteStore(path, durability="normal")
+    run = store.claim("w", now=1, lease=30, routes=ROUTES)
+    assert run is not None
+    store.finish(run.id, 1, State.COMPLETED, recording(b"the answer" * 50), now=2)
+    waiting = store.claim("w", now=1, lease=30, routes=ROUTES)
+    assert waiting is not None
+    with store._connections.writing() as connection:  # as a disk does it, but without a look for the page
+        connection.execute("UPDATE responses SET body = CAST(replace(body, 'answer', 'Answer') AS BLOB)")
+        connection.execute("UPDATE requests SET head = replace(head, 'POST', 'PUSH')")
+    with pytest.raises(DamagedRecording, match="response"):
+        store.response(run.id)
+    with pytest.raises(DamagedRecording, match="request"):
+        store.request(waiting.id)
+    assert store._connections.damaged  # where one byte is wrong there may be more
+    store.close()
+
+
+def test_a_damaged_index_is_found_after_a_start_and_mended_without_loss(path: Path) -> None:
+    """Catches: a line that stands still, or a ticket that nobody finds, because an index says something else."""
+    with closing(sqlite3.connect(path)) as connection:
+        (before,) = connection.execute("SELECT COUNT(*) FROM tickets").fetchone()
+        ((root,),) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'queued'").fetchall()
+    content = bytearray(path.read_bytes())
+    # The last cell of the index's first page: a route that no ticket has.
+    place = content.rindex(b"image", (root - 1) * PAGE, root * PAGE)
+    content[place] ^= 0x20
+    path.write_bytes(content)
+    store = SQLiteStore(path, durability="normal")
+    other = SQLiteStore(path, durability="normal")
+    store.maintain(now=time.time())
+    other.maintain(now=time.time())
+    assert len(mending.aside(path)) == 1
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert connection.execute("SELECT COUNT(*) FROM tickets").fetchone() == (before,)
+    works_through(store, before)
+    store.close()
+    other.close()
+
+
+def works_through(store: SQLiteStore, number: int) -> None:
+    """Claim every ticket of the line."""
+    claimed = {getattr(store.claim("w", now=1, lease=30, routes=ROUTES), "id", None) for _ in range(number)}
+    assert None not in claimed
+    assert len(claimed) == number
+
+
+def test_a_sound_database_is_looked_through_once_after_a_start_and_once_a_day(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: a database that is read from end to end every second; one that never is."""
+    looks: list[Path] = []
+
+    def mend(path: Path, **_keys: float) -> bool:
+        looks.append(path)
+        os.utime(f"{path}-lock")
+        return True
+
+    monkeypatch.setattr(mending, "mend", mend)
+    (path.parent / "line.db-lock").touch()
+    os.utime(path.parent / "line.db-lock", (0, 0))
+    store = SQLiteStore(path, durability="normal")
+    now = time.time()
+    for later in (0, 1, 100, mending.LOOK_EVERY + 100, mending.LOOK_EVERY + 101):
+        store.maintain(now=now + later)
+    assert len(looks) == 2
+    store.close()
+    monkeypatch.setattr(mending, "LOOKED_THROUGH", 100)
+    os.utime(path.parent / "line.db-lock", (0, 0))
+    large = SQLiteStore(path, durability="normal")
+    large.maintain(now=now)
+    assert len(looks) == 2
+    large.close()
 
 
 def test_a_full_disk_is_no_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,19 @@ class StoreMismatch(StoreError):
     """The store was written by a version of this package that this one cannot work with."""
 
 
+class DamagedRecording(StoreError):
+    """A recorded request or response is not what was written.
+
+    :param ticket_id: whose it is.
+    :param kind: ``request`` or ``response``.
+    """
+
+    def __init__(self, ticket_id: str, kind: str) -> None:
+        super().__init__(f"The recorded {kind} of ticket {ticket_id} is damaged.")
+        self.ticket_id = ticket_id
+        self.kind = kind
+
+
 class TicketError(AdmissionError):
     """A step named a ticket that cannot take it.
 

@@ -11,6 +11,7 @@ import os
 import shutil
 import stat
 import uuid
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,12 @@ class Stored:
     body: bytes | None
     file: str | None
     length: int
+
+    @property
+    def crc(self) -> int:
+        """A checksum of all of it, but for what is in the file."""
+        named = f"{self.length} {self.file} {self.head}".encode("utf-8", "surrogatepass")
+        return zlib.crc32(self.body or b"", zlib.crc32(named))
 
 
 class Bodies:

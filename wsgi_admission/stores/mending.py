@@ -27,6 +27,10 @@ from wsgi_admission.stores.opening import empty
 log = logging.getLogger("wsgi_admission.stores")
 
 _SCHEMA = "SELECT CAST(name AS BLOB), CAST(sql AS BLOB) FROM sqlite_master ORDER BY 1"
+#: Seconds between two looks through a database that shows no damage ...
+LOOK_EVERY = 24 * 3600.0
+#: ... and the largest that is looked through so, in bytes: about as many as take a second.
+LOOKED_THROUGH = 256 << 20
 #: What the copies' names have behind that of the database.
 ASIDE = ".damaged-"
 
@@ -34,6 +38,24 @@ ASIDE = ".damaged-"
 def aside(path: Path) -> list[str]:
     """Return the names of the copies of damaged databases that stand beside this one, oldest first."""
     return sorted(copy.name for copy in path.parent.glob(f"{glob.escape(path.name)}{ASIDE}*[0-9]"))
+
+
+def due(path: Path, opened: float, *, now: float) -> bool:
+    """Whether it is time to look through the whole database although nothing tells of damage.
+
+    That is once after each start of the server, and once a day; not for one that is so large that it would take long.
+
+    :param opened: when this process opened it; ``now`` likewise in seconds since the epoch.
+    """
+    try:
+        looked = os.stat(f"{path}-lock").st_mtime  # noqa: PTH116 - every second: no Path is built for it
+    except FileNotFoundError:
+        looked = 0.0
+    if looked >= max(opened, now - LOOK_EVERY):
+        return False
+    with suppress(FileNotFoundError):
+        return os.stat(path).st_size <= LOOKED_THROUGH  # noqa: PTH116 - as above
+    return False
 
 
 def mend(path: Path, *, patience: float) -> bool:
@@ -47,10 +69,17 @@ def mend(path: Path, *, patience: float) -> bool:
     with host_lock(f"{path}-lock") as held:
         if not held:
             return False
+        os.utime(f"{path}-lock")
         with closing(_open(path, patience)) as connection:
             if _is_sound(connection):
                 return True
             copy = _copy(path, connection)
+            # Where only an index is wrong nothing is lost: it is made anew from its table.
+            with suppress(sqlite3.DatabaseError):
+                connection.execute("REINDEX")
+                if _is_sound(connection):
+                    log.error("an index of the database %s was damaged and is mended; a copy of it is %s", path, copy)
+                    return True
             with closing(empty()) as nothing:
                 nothing.backup(connection)
         bodies = path.with_name(f"{path.name}.bodies")

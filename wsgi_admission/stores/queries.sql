@@ -123,20 +123,20 @@ FROM mine
 JOIN (SELECT DISTINCT tier_rank, route FROM tallies WHERE line = :line AND minute = :total) AS own ON own.tier_rank = mine.tier_rank;
 
 -- name: put_request
-INSERT INTO requests (number, head, body, file, length) VALUES (?, ?, ?, ?, ?);
+INSERT INTO requests (number, head, body, file, length, crc) VALUES (?, ?, ?, ?, ?, ?);
 
 -- name: move_request
 UPDATE requests SET number = :to WHERE number = :from;
 
 -- name: put_response
-INSERT INTO responses (number, head, body, file, length) VALUES (?, ?, ?, ?, ?);
+INSERT INTO responses (number, head, body, file, length, crc) VALUES (?, ?, ?, ?, ?, ?);
 
 -- name: request
-SELECT head, body, file, length FROM requests
+SELECT head, body, file, length, crc FROM requests
 WHERE number = (SELECT number FROM tickets WHERE line = :line AND id = :id);
 
 -- name: response
-SELECT head, body, file, length FROM responses
+SELECT head, body, file, length, crc FROM responses
 WHERE number = (SELECT number FROM tickets WHERE line = :line AND id = :id);
 
 -- name: request_file

@@ -179,7 +179,7 @@ def charge(connection: sqlite3.Connection, line: str, claimed: Ticket) -> None:
 
 def keep(connection: sqlite3.Connection, statement: str, number: int, stored: Stored) -> None:
     """Insert a recording, by ``put_request`` or ``put_response``."""
-    connection.execute(SQL[statement], (number, stored.head, stored.body, stored.file, stored.length))
+    connection.execute(SQL[statement], (number, stored.head, stored.body, stored.file, stored.length, stored.crc))
 
 
 def erase(connection: sqlite3.Connection, kind: str, number: int) -> list[str]:

@@ -45,8 +45,14 @@ CREATE INDEX finished ON tickets (line, completed_at) WHERE completed_at IS NOT 
 CREATE UNIQUE INDEX keys ON tickets (line, route, client, key) WHERE key IS NOT NULL;
 
 -- The recordings, by the number of their ticket.  The body is in the row or in the file of this name.
-CREATE TABLE requests (number INTEGER PRIMARY KEY, head TEXT NOT NULL, body BLOB, file TEXT, length INTEGER NOT NULL);
-CREATE TABLE responses (number INTEGER PRIMARY KEY, head TEXT NOT NULL, body BLOB, file TEXT, length INTEGER NOT NULL);
+-- SQLite has no checksums of its own: crc is that of what the row holds, so that a damaged recording is never taken
+-- for what was recorded.
+CREATE TABLE requests (
+    number INTEGER PRIMARY KEY, head TEXT NOT NULL, body BLOB, file TEXT, length INTEGER NOT NULL, crc INTEGER NOT NULL
+);
+CREATE TABLE responses (
+    number INTEGER PRIMARY KEY, head TEXT NOT NULL, body BLOB, file TEXT, length INTEGER NOT NULL, crc INTEGER NOT NULL
+);
 
 -- The fields of Tally: since the beginning, and what each minute added to them.  The number that stands for the
 -- beginning (TOTAL in rows.py) is larger than any minute, so that the two rows that a step changes are neighbours.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from wsgi_admission import host
-from wsgi_admission.errors import LeaseLost, StoreError, UnknownTicket
+from wsgi_admission.errors import DamagedRecording, LeaseLost, StoreError, UnknownTicket
 from wsgi_admission.replay import Recording
 from wsgi_admission.stores import Store, mending, moves, opening, pruning, rows
 from wsgi_admission.stores.bodies import Bodies, Stored
@@ -63,6 +64,7 @@ class SQLiteStore(Store):
         self._boot = host.boot_id() if boot is None else boot
         self._patience = patience
         self._looked = -LOOK_AGAIN  # for damage
+        self._opened = time.time()
         self._prepare()
         full = durability == "full"
         self._bodies = Bodies(self._path.with_name(f"{self._path.name}.bodies"), durable=full)
@@ -301,7 +303,8 @@ class SQLiteStore(Store):
 
     def maintain(self, *, now: float) -> None:
         """Carry the write-ahead log over into the database when it is time; begin anew if that is damaged."""
-        if self._connections.damaged and abs(now - self._looked) >= LOOK_AGAIN:
+        due = self._connections.damaged or mending.due(self._path, self._opened, now=now)
+        if due and abs(now - self._looked) >= LOOK_AGAIN:
             self._connections.damaged = not self._mend()
             if not self._connections.damaged:
                 self._looked = now
@@ -357,8 +360,12 @@ class SQLiteStore(Store):
         return {"line": self._line, "route": route, "client": client, "key": key, "digest": digest}
 
     def _stored(self, kind: str, ticket_id: str) -> Stored | None:
-        for row in self._connections.query(SQL[kind], self._named(ticket_id)):
-            return Stored(*row)
+        for *row, crc in self._connections.query(SQL[kind], self._named(ticket_id)):
+            stored = Stored(*row)
+            if stored.crc != crc:
+                self._connections.damaged = True  # where one byte is wrong there may be more
+                raise DamagedRecording(ticket_id, kind)
+            return stored
         return None
 
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from wsgi_admission.config import Config
-from wsgi_admission.errors import FinalTicket, GoneTicket, NotRetryable, StoreError, UnknownTicket
+from wsgi_admission.errors import DamagedRecording, FinalTicket, GoneTicket, NotRetryable, StoreError, UnknownTicket
 from wsgi_admission.load import Load
 from wsgi_admission.logs import event
 from wsgi_admission.replay import Recording, serve
@@ -88,6 +88,9 @@ class Api:
             answer = problem(409, "The request of this ticket is not kept: it cannot be run again from here.")
         except FinalTicket as final:
             answer = problem(409, f"The ticket is {final.state} already.")
+        except DamagedRecording as damaged:
+            event(log, "ticket.damaged", level=logging.ERROR, ticket=damaged.ticket_id, kind=damaged.kind)
+            answer = problem(500, "The answer to this request was damaged while it was kept, and is lost.")
         except StoreError as error:
             event(log, "store.failing", level=logging.ERROR, step="api", error=error)
             answer = retry_later("The queue cannot be read just now.", self._load().value)
