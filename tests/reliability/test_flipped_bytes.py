@@ -15,7 +15,7 @@ import pytest
 
 from tests.reliability.children import run
 from tests.reliability.flipping import look, prepare
-from tests.reliability.size import FULL, sized
+from tests.reliability.size import sized
 
 PAGES = sized(8, 200)
 #: Of these so many from the beginning of the file, where the roots of the tables and indexes are.
@@ -68,10 +68,6 @@ def test_the_site_stays_up_whichever_byte_is_wrong(flips: list[Flip]) -> None:
     assert down == []
 
 
-@pytest.mark.skipif(
-    not FULL,
-    reason="'found or harmless': a wrong byte in a recording or an index is not noticed yet (make reliability)",
-)
 def test_a_wrong_byte_is_found_or_harmless(flips: list[Flip]) -> None:
     """Catches: an answer that is not the app's, a ticket that is lost or stuck while nobody is told."""
     silent = [flip for flip in flips if any(kind in {"lost", "stuck", "wrong answer"} for kind, _ in flip.wrong)]
