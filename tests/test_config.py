@@ -294,7 +294,7 @@ def test_the_shipped_file_holds_the_defaults_and_the_eight_endpoints() -> None:
     """Catches: a shipped file that does not load, or that says something else than the defaults it claims to say."""
     config = load_config(SHIPPED, {})
 
-    assert (config.admission, config.load, config.store) == (Admission(worker_threads=5), LoadOptions(), StoreOptions())
+    assert (config.admission, config.load, config.store) == (Admission(max_concurrent=3), LoadOptions(), StoreOptions())
     assert config.admission.idle_slots(1) == ""
     assert (config.tiers, config.api) == (Tiers(), Api())
     assert sorted(path for route in config.routes for path in route.path) == [
