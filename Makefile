@@ -1,7 +1,7 @@
 # Everything happens in .venv, which the first target that needs it makes.
 #   make demo          the example site on http://127.0.0.1:8000   (PORT=8001 for another port)
 #   make test          ruff, mypy and pytest, up to the first failure   (ARGS="-k name" goes to pytest)
-#   make reliability   the full form of tests/reliability: half an hour   (ARGS goes to pytest)
+#   make reliability   the full form of tests/reliability: half an hour, and an hour of soak   (ADMISSION_TEST_SOAK=60: a minute)
 #   make lint          ruff and mypy
 #   make bench         the benchmarks   (ARGS goes to them)
 #   make venv          .venv with everything for the above

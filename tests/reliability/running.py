@@ -11,11 +11,13 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from tests.reliability.history import Event, Writer, read
 from tests.reliability.visitors import Visitor
 from tests.support import PATIENCE, Reply, Server, until
-from wsgi_admission.stores.sqlite import SQLiteStore
+from wsgi_admission.stores import open_store
+from wsgi_admission.ticket import State
 
 CONFIG = """
 [admission]
@@ -64,13 +66,13 @@ class Visits:
         dice = random.Random(f"visitor {number}")  # noqa: S311 - repeatable
         visitor = self.visitor(dice)
         if number == 0 and self._slow:
-            visitor = Visitor(self._ask, self._writer, dice, seconds=(self._slow, self._slow), routes=["/twice"])
+            visitor = self.visitor(dice, seconds=(self._slow, self._slow), routes=["/twice"])
         while not self._over.is_set():
             visitor.visit(1 if self._slow and number == 0 else dice.randrange(1, 6))
 
-    def visitor(self, dice: random.Random) -> Visitor:
-        """Return one more visitor, who does nothing by himself."""
-        return Visitor(self._ask, self._writer, dice)
+    def visitor(self, dice: random.Random, **how: Any) -> Visitor:
+        """Return one more visitor, who does nothing by himself; ``how`` is as for `Visitor`."""
+        return Visitor(self._ask, self._writer, dice, **how)
 
     def _ask(self, path: str, method: str, body: bytes, who: str) -> Reply:
         asked = time.monotonic()
@@ -104,9 +106,9 @@ def go_on(visits: Visits, tickets: int) -> None:
     until(lambda: visits.statuses[202] >= goal, "some tickets")
 
 
-def emptied(database: Path) -> Counter[str]:
+def emptied(url: str) -> Counter[str]:
     """Wait until nothing is in the line and nothing runs; return the sums of the tallies."""
-    with closing(SQLiteStore(database)) as store:
+    with closing(open_store(url)) as store:
         until(lambda: all(t.queued == t.processing == 0 for t in store.counts().values()), "the end of the line")
         totals: Counter[str] = Counter()
         for tally in store.counts().values():
@@ -114,18 +116,21 @@ def emptied(database: Path) -> Counter[str]:
         return totals
 
 
-def at_the_end(database: Path, history: Path) -> list[Event]:
+def at_the_end(url: str, history: Path) -> list[Event]:
     """Return a history to which what the store has at the end was added."""
     writer = Writer(history)
-    with closing(sqlite3.connect(database)) as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        rows = connection.execute(
-            "SELECT id, tier_rank, start, number, route, crash_retries, state, attempt FROM tickets"
-        ).fetchall()
-    for ticket, *rank, route, retries, state, attempt in rows:
-        writer.note("listed", ticket=ticket, rank=rank, route=route, retries=retries)
-        writer.note("seen", ticket=ticket, asked=time.monotonic(), state=state, attempt=attempt, position=None)
-    known = {ticket for ticket, *_ in rows}
+    if url.startswith("sqlite"):
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
+            assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    with closing(open_store(url)) as store:
+        tickets = [ticket for state in State for ticket in store.listing(state, limit=10**9)]
+    for one in tickets:
+        rank = (one.tier_rank, one.start, one.number)
+        writer.note("listed", ticket=one.id, rank=rank, route=one.route, retries=one.crash_retries)
+        writer.note(
+            "seen", ticket=one.id, asked=time.monotonic(), state=one.state.value, attempt=one.attempt, position=None
+        )
+    known = {one.id for one in tickets}
     events = read(history)
     for event in events:
         if event["what"] == "accepted" and event["ticket"] not in known:

@@ -21,45 +21,44 @@ from tests.reliability.visitors import Visitor
 from tests.support import Reply
 from tests.wsgi import call
 from wsgi_admission import AdmissionMiddleware, process
-from wsgi_admission.recording import Recording
-from wsgi_admission.stores.sqlite import SQLiteStore
-from wsgi_admission.ticket import State, Ticket
+from wsgi_admission.stores import Store, open_store
+from wsgi_admission.ticket import Ticket
 
 history = Writer(os.environ["ADMISSION_TEST_HISTORY"])
 
 
-class Noted(SQLiteStore):
-    """The store, with a history of its steps."""
+def noted(store: Store) -> Store:
+    """Let a store write a history of its steps; return it."""
+    put, claim, release, finish = store.put, store.claim, store.release, store.finish
 
-    def put(self, ticket: Ticket, request: Recording, *, now: float, key: str = "", digest: str = "") -> Ticket:
-        """Note the put when it is done."""
-        kept = super().put(ticket, request, now=now, key=key, digest=digest)
+    def noted_put(ticket: Ticket, *request: Any, **how: Any) -> Ticket:
+        kept = put(ticket, *request, **how)
         history.note("put", ticket=kept.id)
         return kept
 
-    def claim(self, worker: str, *, now: float, lease: float, routes: Collection[str]) -> Ticket | None:
-        """Note the claim when it is done, and between which times that was."""
+    def noted_claim(worker: str, *, routes: Collection[str], **how: Any) -> Ticket | None:
         asked = time.monotonic()
-        claimed = super().claim(worker, now=now, lease=lease, routes=routes)
+        claimed = claim(worker, routes=routes, **how)
         if claimed is not None:
             history.note("claimed", ticket=claimed.id, attempt=claimed.attempt, routes=list(routes), asked=asked)
         return claimed
 
-    def release(self, ticket_id: str, attempt: int, *, now: float) -> None:
-        """Note that it will be done."""
-        history.note("releasing", ticket=ticket_id, attempt=attempt)
-        super().release(ticket_id, attempt, now=now)
+    def noted_release(ticket_id: str, attempt: int, **how: Any) -> None:
+        history.note("releasing", ticket=ticket_id, attempt=attempt)  # it may do it and be killed
+        release(ticket_id, attempt, **how)
 
-    def finish(self, ticket_id: str, attempt: int, state: State, *response: Any, **how: Any) -> Ticket:
-        """Note the end when it is reached."""
-        ended = super().finish(ticket_id, attempt, state, *response, **how)
+    def noted_finish(ticket_id: str, attempt: int, *end: Any, **how: Any) -> Ticket:
+        ended = finish(ticket_id, attempt, *end, **how)
         history.note("finished", ticket=ticket_id, attempt=attempt, state=ended.state.value)
         return ended
 
+    vars(store).update(put=noted_put, claim=noted_claim, release=noted_release, finish=noted_finish)
+    return store
 
-def open_noted(url: str, *, name: str, durability: str) -> SQLiteStore:
+
+def open_noted(url: str, **how: str) -> Store:
     """Open what `open_store` would, with its history."""
-    return Noted(url.removeprefix("sqlite:///"), name=name, durability=durability)
+    return noted(open_store(url, **how))
 
 
 vars(process)["open_store"] = open_noted  # the parts of a process are made of it

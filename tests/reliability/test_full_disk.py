@@ -58,9 +58,9 @@ def fill(file: Path) -> None:
 def test_a_full_disk_is_survived(tmp_path: Path, small_disk: Path) -> None:
     """Catches: a 202 without a row, a process that dies or hangs, a store that does not come back by itself."""
     history, filler = tmp_path / "history", small_disk / "filler"
-    database = small_disk / "admission.db"
+    url = f"sqlite:///{small_disk}/admission.db"
     history.touch()
-    text = f"{CONFIG}\n[tiers]\nresolver = tests.reliability.site:who\n[store]\nurl = sqlite:///{database}\n"
+    text = f"{CONFIG}\n[tiers]\nresolver = tests.reliability.site:who\n[store]\nurl = {url}\n"
     with gunicorn(
         tmp_path, ini(tmp_path, text), app="tests.reliability.site:app", ADMISSION_TEST_HISTORY=str(history)
     ) as site:
@@ -81,8 +81,8 @@ def test_a_full_disk_is_survived(tmp_path: Path, small_disk: Path) -> None:
                 filler.unlink()
                 until(lambda: visitor.submit(who), "a ticket again", BACK)  # noqa: B023 - called at once
                 visitor.look_after([ticket for ticket in sent if ticket is not None], who)
-        totals = emptied(database)
-        found = check(at_the_end(database, history))
+        totals = emptied(url)
+        found = check(at_the_end(url, history))
     assert set(visits.statuses) <= {200, 202, 503}, visits.statuses
     assert found.faults == [], found.faults[:10]
     assert totals["crashed"] == 0

@@ -96,12 +96,12 @@ def test_what_was_accepted_is_kept_whoever_is_killed(tmp_path: Path) -> None:
             site.start()
         until(lambda: site.known("accepted") >= TICKETS, "the last ticket", 10 * PATIENCE)
         (tmp_path / "enough").touch()
-        database = tmp_path / "admission.db"
-        totals = emptied(database)
+        url = f"sqlite:///{tmp_path}/admission.db"
+        totals = emptied(url)
         (tmp_path / "over").touch()
         for process in site.running.values():
             assert process.wait(PATIENCE) == 0, site.output()
-        events = at_the_end(database, tmp_path / "history")
+        events = at_the_end(url, tmp_path / "history")
     found = check(events)
     assert found.faults == [], found.faults[:10]
     assert found.accepted >= TICKETS

@@ -29,6 +29,7 @@ def test_nothing_is_lost_while_the_server_restarts(tmp_path: Path) -> None:
     """Catches: a claim that is left behind, a return that counts as a crash or changes a place, a second answer."""
     history = tmp_path / "history"
     history.touch()
+    url = f"sqlite:///{tmp_path}/admission.db"
     config = ini(tmp_path, f"{CONFIG}\n[tiers]\nresolver = tests.reliability.site:who\n")
     with gunicorn(
         tmp_path,
@@ -45,8 +46,8 @@ def test_nothing_is_lost_while_the_server_restarts(tmp_path: Path) -> None:
                 os.kill(site.process.pid, signal.SIGHUP)
                 until(lambda: not old & workers(site), f"restart {restart}")  # noqa: B023 - called at once
                 go_on(visits, 10)
-        totals = emptied(tmp_path / "admission.db")
-    events = at_the_end(tmp_path / "admission.db", history)
+        totals = emptied(url)
+    events = at_the_end(url, history)
     found = check(events)
     assert found.faults == [], found.faults[:10]
     assert found.accepted >= 10 * RESTARTS

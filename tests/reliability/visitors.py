@@ -85,5 +85,7 @@ class Visitor:
         )
         if state == "completed":
             answer = self._ask(f"/api/queue/result/{ticket}", "GET", b"", who)
+            if answer.status == 503:
+                return False
             self._history.note("answer", ticket=ticket, request=answer.json().get("request"))
         return state is None or state in FINAL
