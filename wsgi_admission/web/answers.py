@@ -7,12 +7,30 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from wsgi_admission.policy import backoff
+from wsgi_admission.recording import Recording, serve
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Callable[[bytes], object]]
+
+
+class Sendable(Protocol):
+    """What answers a WSGI call."""
+
+    def send(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer the WSGI call."""
+
+
+class Recorded(NamedTuple):
+    """The app's own answer, as it was recorded."""
+
+    response: Recording
+
+    def send(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer the WSGI call."""
+        return serve(self.response, environ, start_response)
 
 
 class Answer(NamedTuple):

@@ -1,14 +1,12 @@
 """The queue API: one small WSGI app over a store.
 
-It answers for every ticket of the line, whichever process or machine accepted or runs it.  A ticket of a
-signed-in client answers to that client only; to everybody else it does not exist.
+Here is which call has which address, and what is answered when a call fails; the calls are in tickets.py and
+beside it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import hmac
-import json
 import logging
 import random
 import re
@@ -19,13 +17,13 @@ from wsgi_admission.config import Config
 from wsgi_admission.errors import DamagedRecording, FinalTicket, GoneTicket, NotRetryable, StoreError, UnknownTicket
 from wsgi_admission.load import Load
 from wsgi_admission.logs import event
-from wsgi_admission.replay import Recording, serve
 from wsgi_admission.stores import Store
-from wsgi_admission.ticket import State, Ticket
+from wsgi_admission.ticket import Ticket
 from wsgi_admission.tiers import Resolver
 from wsgi_admission.web import metrics
-from wsgi_admission.web.answers import Answer, Environ, StartResponse, json_answer, problem, retry_later
+from wsgi_admission.web.answers import Answer, Environ, Sendable, StartResponse, json_answer, problem, retry_later
 from wsgi_admission.web.outlook import Forecast
+from wsgi_admission.web.tickets import Tickets
 from wsgi_admission.web.views import Views
 
 log = logging.getLogger("wsgi_admission.api")
@@ -33,6 +31,9 @@ log = logging.getLogger("wsgi_admission.api")
 _TICKET_PATH = re.compile(r"/(status|result|events)/(.*)", re.DOTALL)
 #: The same bytes for what is no id, for an id that never was and for another's ticket.
 _UNKNOWN = problem(404, "There is no such ticket.")
+
+#: A call of the API: what it answers to a request.
+Call = Callable[[Environ], Sendable]
 
 
 class Api:
@@ -62,7 +63,8 @@ class Api:
         self._slots_in_use = slots_in_use
         self._clock = clock
         self.forecast = Forecast(store, config, slots_in_use)
-        self._views = Views(store, config, load, self.forecast, clock=clock, uniform=uniform)
+        views = Views(store, config, load, self.forecast, clock=clock, uniform=uniform)
+        self._tickets = Tickets(store, identify, self.forecast, views, clock=clock)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request whose PATH_INFO lies below the prefix."""
@@ -73,11 +75,10 @@ class Api:
 
         It is there when the request was sent before, under the same Idempotency-Key.
         """
-        return self._answer(lambda environ: self._admitted(environ, ticket), environ, start_response)
+        return self._answer(lambda environ: self._tickets.admitted(environ, ticket), environ, start_response)
 
-    def _answer(
-        self, call: Callable[[Environ], Answer | Recording], environ: Environ, start_response: StartResponse
-    ) -> Iterable[bytes]:
+    def _answer(self, call: Call, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        answer: Sendable
         try:
             answer = call(environ)
         except UnknownTicket:
@@ -94,17 +95,9 @@ class Api:
         except StoreError as error:
             event(log, "store.failing", level=logging.ERROR, step="api", error=error)
             answer = retry_later("The queue cannot be read just now.", self._load().value)
-        if isinstance(answer, Answer):
-            return answer.send(environ, start_response)
-        return serve(answer, environ, start_response)
+        return answer.send(environ, start_response)
 
-    def _admitted(self, environ: Environ, ticket: Ticket) -> Answer | Recording:
-        if ticket.state.final:
-            return self._result(environ, ticket)
-        data, headers = self._views.accepted(environ, ticket)
-        return json_answer(202, data, *headers)
-
-    def _route(self, environ: Environ) -> Answer | Recording:
+    def _route(self, environ: Environ) -> Sendable:
         path = environ.get("PATH_INFO", "")[len(self._config.api.prefix) :]
         method = environ.get("REQUEST_METHOD", "")
         calls = self._calls(path)
@@ -119,7 +112,7 @@ class Api:
             return Answer(204, [allow], b"")
         return problem(405, f"This address takes {', '.join(calls)}.", allow)
 
-    def _calls(self, path: str) -> dict[str, Callable[[Environ], Answer | Recording]]:
+    def _calls(self, path: str) -> dict[str, Call]:
         """Return what can be asked of an address, by method."""
         if path == "/metrics":
             return {"GET": self._metrics}
@@ -130,74 +123,24 @@ class Api:
             return {}
         ticket_id = found[2]
         if found[1] == "status" and ticket_id.endswith("/retry"):
-            ticket_id = ticket_id.removesuffix("/retry")
-            return {"POST": lambda environ: self._retry(environ, self._ticket(environ, ticket_id))}
+            return {"POST": self._of(ticket_id.removesuffix("/retry"), self._tickets.retry)}
         if found[1] == "result":
-            return {"GET": lambda environ: self._result(environ, self._ticket(environ, ticket_id))}
+            return {"GET": self._of(ticket_id, self._tickets.result)}
         if found[1] == "events":
-            return {"GET": lambda environ: self._events(environ, self._ticket(environ, ticket_id))}
+            return {"GET": self._of(ticket_id, self._tickets.events)}
         return {
-            "GET": lambda environ: self._status(environ, self._ticket(environ, ticket_id)),
-            "DELETE": lambda environ: self._cancel(environ, self._ticket(environ, ticket_id)),
+            "GET": self._of(ticket_id, self._tickets.status),
+            "DELETE": self._of(ticket_id, self._tickets.cancel),
         }
 
-    def _ticket(self, environ: Environ, ticket_id: str) -> Ticket:
-        ticket = self._store.get(ticket_id)
-        if ticket.owner and ticket.owner != self._identify(environ).owner:
-            raise UnknownTicket(ticket_id)
-        return ticket
+    def _of(self, ticket_id: str, call: Callable[[Environ, Ticket], Sendable]) -> Call:
+        """Return the call for one ticket, for whoever may see it."""
+        return lambda environ: call(environ, self._tickets.find(environ, ticket_id))
 
     def _gone(self, environ: Environ, gone: GoneTicket) -> Answer:
         if gone.owner and gone.owner != self._identify(environ).owner:
             return _UNKNOWN
         return problem(410, "The ticket and its result were removed after their retention.")
-
-    def _status(self, environ: Environ, ticket: Ticket) -> Answer:
-        data, headers = self._views.status(environ, ticket)
-        # The advice has jitter: it says nothing new.
-        steady = repr([item for item in data.items() if item[0] != "retry_suggestion"])
-        tag = f'"{hashlib.blake2b(steady.encode(), digest_size=12).hexdigest()}"'
-        headers.append(("ETag", tag))
-        asked = {part.strip().removeprefix("W/") for part in environ.get("HTTP_IF_NONE_MATCH", "").split(",")}
-        if tag in asked or "*" in asked:
-            return Answer(304, headers, b"")
-        return json_answer(200, data, *headers)
-
-    def _result(self, environ: Environ, ticket: Ticket) -> Answer | Recording:
-        if not ticket.state.final:
-            data, headers = self._views.status(environ, ticket)
-            return json_answer(202, data, *headers, ("Location", data["result_url"]))
-        if ticket.state is State.CANCELLED:
-            return problem(410, "The request was cancelled; it has no result.")
-        response = self._store.response(ticket.id)
-        if response is None:
-            return problem(500, ticket.error or "The request failed without an answer.")
-        return response
-
-    def _cancel(self, environ: Environ, ticket: Ticket) -> Answer:
-        ticket = self._store.cancel(ticket.id, now=self._clock())
-        name = "ticket.cancelled" if ticket.state.final else "ticket.cancelling"
-        event(log, name, ticket=ticket.id, route=ticket.route)
-        data, headers = self._views.status(environ, ticket)
-        return json_answer(200, data, *headers)
-
-    def _retry(self, environ: Environ, ticket: Ticket) -> Answer:
-        """Run a failed request again, as a new ticket at the end of its client's."""
-        now = self._clock()
-        again = ticket.again(cost=self.forecast.expected(ticket.route, now=now), now=now)
-        again = self._store.retry(ticket.id, again, now=now)
-        event(log, "ticket.queued", ticket=again.id, route=again.route, tier=again.tier, retry_of=ticket.id)
-        data, headers = self._views.accepted(environ, again)
-        return json_answer(202, data, *headers)
-
-    def _events(self, environ: Environ, ticket: Ticket) -> Answer:
-        """Send one event and close: an EventSource comes back by itself, after the advised time."""
-        if ticket.state.final and environ.get("HTTP_LAST_EVENT_ID") == ticket.state.value:
-            return Answer(204, [], b"")  # the one answer after which an EventSource stays away
-        data, headers = self._views.status(environ, ticket)
-        seconds = int(dict(headers).get("Retry-After", "1"))
-        text = f"retry: {seconds * 1000}\nid: {ticket.state.value}\nevent: status\ndata: {json.dumps(data)}\n\n"
-        return Answer(200, [("Content-Type", "text/event-stream"), *headers], text.encode())
 
     def _metrics(self, environ: Environ) -> Answer:
         api = self._config.api
