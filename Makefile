@@ -11,7 +11,7 @@ PORT ?= 8000
 BIN := .venv/bin
 DECLARED := pyproject.toml setup.py
 
-.PHONY: help demo test reliability lint bench venv servers
+.PHONY: help demo test reliability lint bench venv servers browser
 .DEFAULT_GOAL := help
 
 help:
@@ -20,7 +20,7 @@ help:
 demo: .venv/demo.stamp
 	@exec $(BIN)/wsgi-admission demo --port $(PORT)
 
-test: lint servers
+test: lint servers browser
 	$(BIN)/python -m pytest $(ARGS)
 
 reliability: .venv/test.stamp servers
@@ -38,6 +38,15 @@ servers:
 	    apt-get update -q && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends redis-server; \
 	  else \
 	    echo "Note: tests over Redis need redis-server. On Debian and Ubuntu: sudo apt-get install redis-server" >&2; \
+	  fi; }
+
+# Likewise for the tests of pages.  Playwright drives Debian's browser; it needs none of its own.
+browser:
+	@command -v chromium >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends chromium; \
+	  else \
+	    echo "Note: tests of pages need Chromium. On Debian: sudo apt-get install chromium" >&2; \
 	  fi; }
 
 bench: .venv/test.stamp
