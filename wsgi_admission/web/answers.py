@@ -45,12 +45,13 @@ class Answer(NamedTuple):
         bodiless = self.status in {204, 304}
         headers = [
             *self.headers,
-            # Nothing of ours may be kept by a cache: it is about one client at one moment.
-            ("Cache-Control", "no-store"),
             ("Vary", "Cookie, Authorization, Accept"),
             ("X-Content-Type-Options", "nosniff"),
             ("Access-Control-Expose-Headers", "Location, Retry-After, Admission-Status"),
         ]
+        if all(name != "Cache-Control" for name, _ in self.headers):
+            # It is about one client at one moment.
+            headers.append(("Cache-Control", "no-store"))
         if not bodiless:
             headers.append(("Content-Length", str(len(self.body))))
         start_response(f"{self.status} {reason(self.status)}", headers)
@@ -68,6 +69,12 @@ def json_answer(
     """Return ``data`` as JSON."""
     body = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
     return Answer(status, [("Content-Type", content_type), *headers], body)
+
+
+def not_modified(environ: Environ, tag: str) -> bool:
+    """Whether the client has what the entity tag names (RFC 9110, If-None-Match)."""
+    asked = {part.strip().removeprefix("W/") for part in environ.get("HTTP_IF_NONE_MATCH", "").split(",")}
+    return tag in asked or "*" in asked
 
 
 def problem(status: int, detail: str, *headers: tuple[str, str]) -> Answer:

@@ -16,7 +16,7 @@ from wsgi_admission.logs import event
 from wsgi_admission.stores import Store
 from wsgi_admission.ticket import State, Ticket
 from wsgi_admission.tiers import Resolver
-from wsgi_admission.web.answers import Answer, Environ, Recorded, Sendable, json_answer, problem
+from wsgi_admission.web.answers import Answer, Environ, Recorded, Sendable, json_answer, not_modified, problem
 from wsgi_admission.web.outlook import Forecast
 from wsgi_admission.web.views import Views
 
@@ -56,8 +56,7 @@ class Tickets:
         steady = repr([item for item in data.items() if item[0] != "retry_suggestion"])
         tag = f'"{hashlib.blake2b(steady.encode(), digest_size=12).hexdigest()}"'
         headers.append(("ETag", tag))
-        asked = {part.strip().removeprefix("W/") for part in environ.get("HTTP_IF_NONE_MATCH", "").split(",")}
-        if tag in asked or "*" in asked:
+        if not_modified(environ, tag):
             return Answer(304, headers, b"")
         return json_answer(200, data, *headers)
 
