@@ -92,7 +92,7 @@ def test_the_overview_tells_what_is_so(store: Store) -> None:
         "running": [
             {
                 "request_id": running.id, "tier": "anonymous", "route": "video", "client": "addr:1", "attempt": 1,
-                "age": 5.0, "progress": None, "cancelling": False,
+                "age": 5.0, "progress": None, "progress_note": "", "cancelling": False,
             }
         ],
         "workers": [{"host": "box", "pid": 4711, "threads": 2, "report_age": 2.0}],
