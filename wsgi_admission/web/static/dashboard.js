@@ -19,8 +19,9 @@
     return made;
   }
   function drawing(width, height, label) {
-    return shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
+    return shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label, preserveAspectRatio: "none" });
   }
+  function wide(name) { return Math.max(200, id(name).clientWidth); } // so that a text is as large as any other
   function seconds(value) {
     if (value === null || value === undefined) return "?";
     if (value < 90) return `${Math.round(value)} s`;
@@ -43,7 +44,7 @@
         svg.append(shape("text", { x: left - 6, y: y + 4, "text-anchor": "end" }, String(end * share)));
       }
     }
-    for (let minute = 0; minute < count; minute += 15) {
+    for (let minute = 0; minute < count; minute += width < 400 ? 30 : 15) {
       const x = left + ((width - left) * minute) / (count - 1);
       svg.append(shape("text", { x, y: height + 24, "text-anchor": minute ? "middle" : "start" }, clock(first + minute)));
     }
@@ -63,7 +64,7 @@
     return all;
   }
   function line(data) {
-    const width = 1000, height = 190, left = 40, all = parts(data), count = data.history.arrivals.length;
+    const width = wide("line"), height = 190, left = 40, all = parts(data), count = data.history.arrivals.length;
     const total = Array.from({ length: count }, (_, i) => all.reduce((sum, [, numbers]) => sum + numbers[i], 0));
     const end = top(total), now = total[count - 1];
     const summary = `${now} in the line now, at most ${Math.max(...total)} within the hour: ` +
@@ -83,7 +84,7 @@
       element("li", { class: `c${part}` }, `${name}: ${numbers[count - 1]}`)));
   }
   function flow(data) {
-    const width = 480, height = 150, left = 34, history = data.history, count = history.arrivals.length;
+    const width = wide("flow"), height = 150, left = 34, history = data.history, count = history.arrivals.length;
     const completed = history.completions.map((n, i) => n - history.failures[i]);
     const ended = history.completions.map((n, i) => n + history.cancellations[i]);
     const end = top([...history.arrivals, ...ended]), each = (width - left) / count;
@@ -170,7 +171,7 @@
   }
   function failures(data) {
     const rows = data.failures.map((one) => element("tr", {}, element("td", {}, element("code", {}, one.request_id.slice(0, 8)), element("small", {}, one.route)),
-      element("td", {}, one.error), element("td", { class: "end" }, `${seconds(one.age)} ago`)));
+      element("td", { class: "why" }, one.error), element("td", { class: "end" }, `${seconds(one.age)} ago`)));
     id("failures").replaceChildren(rows.length ? table(["ticket", "why", ""], rows) : none("None."));
   }
   function show(data) {
@@ -185,8 +186,8 @@
     id("state").classList.toggle("paused", data.paused);
     id("when-running").hidden = data.paused;
     id("when-paused").hidden = !data.paused;
-    for (const draw of [line, flow, load, waits, running, workers, failures]) draw(data);
     id("pictures").hidden = false;
+    for (const draw of [line, flow, load, waits, running, workers, failures]) draw(data);
   }
   function fault(text) {
     id("fault").hidden = !text;
@@ -236,5 +237,6 @@
     id("read").textContent = age < 5 ? "just now" : `${age} s ago`;
   }, 1000);
   document.addEventListener("visibilitychange", () => { if (!document.hidden) look(); });
+  addEventListener("resize", () => { if (last) { line(last); flow(last); } });
   live();
 })();
