@@ -146,7 +146,7 @@ class Terminal:
             return
         expected, whole = read_json(shown)
         real = reply.json()
-        if "queued" in expected and expected["request_id"] not in self._ids:
+        if "request_id" in expected and "queued" in expected and expected["request_id"] not in self._ids:
             self._ids[expected["request_id"]] = real["request_id"]
         compare_shape(real, expected, whole=whole)
 

@@ -641,7 +641,8 @@ def test_a_short_admin_token_is_refused_and_not_told(load: Load) -> None:
     assert problems(load, ROUTE + "[api]\nadmin_token = hunter2hunter2h\n") == [
         (
             "a.ini [api] admin_token = '********': can be guessed: must have 16 characters or more.\n"
-            "  admin_token: the secret of operators: opens the metrics where these are not public. "
+            "  admin_token: the secret of operators: opens the dashboard, and the metrics where these are not public; "
+            "empty: no dashboard. "
             "Expected: 16 characters or more, ASCII without spaces."
         )
     ]

@@ -11,6 +11,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from wsgi_admission.demo.visitor import Visitor
 from wsgi_admission.demo.who import tier_of
 
 SIZE = 48
+TOKEN = "of-whoever-runs-it"  # noqa: S105 - of the tests
 ROOT = Path(__file__).parents[1]
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -299,14 +301,16 @@ def test_the_demo_changes_the_store_and_who_is_asking_and_nothing_else(tmp_path:
     """Catches: an option that is set twice, one that lands in the wrong section, and lost tiers."""
     shipped = ROOT / "conf" / "admission.ini"
     own = tmp_path / "admission.ini"
-    own.write_text(own_config(shipped.read_text("utf-8"), tmp_path / "a.db"), "utf-8")
+    own.write_text(own_config(shipped.read_text("utf-8"), tmp_path / "a.db", TOKEN), "utf-8")
 
     before, after = (load_config(path, {}, import_resolver=False) for path in (shipped, own))
 
     assert after.store.url == f"sqlite:///{tmp_path}/a.db"
     assert after.load_resolver() is tier_of
     assert {route.expected_time for route in after.routes} == {2.0}
-    assert (after.admission, after.load, after.api) == (before.admission, before.load, before.api)
+    assert after.api.admin_token == TOKEN
+    assert replace(after.api, admin_token="") == before.api
+    assert (after.admission, after.load) == (before.admission, before.load)
     assert after.tiers.order == before.tiers.order
     assert [route.path for route in after.routes] == [route.path for route in before.routes]
 
@@ -314,7 +318,7 @@ def test_the_demo_changes_the_store_and_who_is_asking_and_nothing_else(tmp_path:
 def test_a_section_that_is_missing_is_added(tmp_path: Path) -> None:
     """Catches: a store in the folder of whoever starts the demo."""
     own = tmp_path / "admission.ini"
-    own.write_text(own_config("[route:a]\npath = /a\nmethods = POST", tmp_path / "a.db"), "utf-8")
+    own.write_text(own_config("[route:a]\npath = /a\nmethods = POST", tmp_path / "a.db", TOKEN), "utf-8")
 
     assert load_config(own, {}, import_resolver=False).store.url == f"sqlite:///{tmp_path}/a.db"
 

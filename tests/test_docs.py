@@ -38,6 +38,7 @@ from wsgi_admission.stores.records import Worker
 from wsgi_admission.ticket import LEGAL_MOVES, State
 
 README, HTTP, CONFIGURATION = ROOT / "README.rst", ROOT / "docs" / "http.rst", ROOT / "docs" / "configuration.rst"
+DASHBOARD = ROOT / "docs" / "dashboard.rst"
 HOW, OPERATING = ROOT / "docs" / "how-it-works.rst", ROOT / "docs" / "operating.rst"
 SOURCE = "\n".join(
     file.read_text("utf-8") for kind in ("*.py", "*.ini") for file in sorted((ROOT / "wsgi_admission").rglob(kind))
@@ -348,12 +349,12 @@ def test_the_commands_of_the_readme(desk: Path) -> None:
 class Gated:
     """The site of docs/http.rst: one slot, and a picture is done when the gate is open."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, more: str = "") -> None:
         self.gate = threading.Event()
         config = folder / "http.ini"
         config.write_text(
             f"[admission]\nmode = queue_all\nmax_concurrent = 1\nworker_threads = 1\n"
-            f"[store]\nurl = sqlite:///{folder}/http.db\n[route:pictures]\npath = /api/generate\n"
+            f"[store]\nurl = sqlite:///{folder}/http.db\n[route:pictures]\npath = /api/generate\n{more}"
         )
         self.middleware = AdmissionMiddleware(self.app, config)
         self._server = make_server("127.0.0.1", 0, self.middleware, threaded=True)
@@ -408,8 +409,21 @@ def test_the_examples_of_the_http_page(desk: Path, monkeypatch: pytest.MonkeyPat
         site.close()
 
 
+@pytest.mark.parametrize("desk", [DASHBOARD], indirect=True)
+def test_the_examples_of_the_dashboard_page(desk: Path) -> None:
+    """Catches: a call for scripts that does something else, or nothing without a cookie."""
+    (options,) = blocks("ini", pages=(DASHBOARD,))
+    site = Gated(desk, options.text)
+    try:
+        terminal = Terminal(desk, site.url)
+        for block in blocks("console", pages=(DASHBOARD,)):
+            terminal.run(block.text)
+    finally:
+        site.close()
+
+
 @pytest.mark.parametrize(
-    "desk", [page for page in PAGES if page not in {README, HTTP, OPERATING} and blocks("console", pages=(page,))],
+    "desk", [p for p in PAGES if p not in {README, HTTP, OPERATING, DASHBOARD} and blocks("console", pages=(p,))],
     indirect=True, ids=lambda page: page.name,
 )  # fmt: skip
 def test_the_commands_of_the_other_pages(desk: Path, request: pytest.FixtureRequest) -> None:

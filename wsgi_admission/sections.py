@@ -203,7 +203,11 @@ class Api(Section):
 
     prefix: str = option("/api/queue", "path below which the queue API lives", url_path())
     base_url: str = option("", "makes Location and the urls absolute, which some clients need", origin())
-    admin_token: str = option("", "the secret of operators: opens the metrics where these are not public", secret())
+    admin_token: str = option(
+        "",
+        "the secret of operators: opens the dashboard, and the metrics where these are not public; empty: no dashboard",
+        secret(),
+    )
     metrics: str = option(
         "public",
         "who may read the metrics: public (counts only, no ids), or token (operators)",

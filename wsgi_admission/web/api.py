@@ -6,7 +6,6 @@ beside it.
 
 from __future__ import annotations
 
-import hmac
 import logging
 import random
 import re
@@ -23,6 +22,7 @@ from wsgi_admission.tiers import Resolver
 from wsgi_admission.web import metrics
 from wsgi_admission.web.answers import Answer, Environ, Sendable, StartResponse, json_answer, problem, retry_later
 from wsgi_admission.web.assets import asset
+from wsgi_admission.web.dashboard import Dashboard
 from wsgi_admission.web.outlook import Forecast
 from wsgi_admission.web.tickets import Tickets
 from wsgi_admission.web.views import Views
@@ -65,6 +65,7 @@ class Api:
         self._clock = clock
         self.forecast = Forecast(store, config, slots_in_use)
         views = Views(store, config, load, self.forecast, clock=clock, uniform=uniform)
+        self._dashboard = Dashboard(store, config, load, slots_in_use=slots_in_use, clock=clock)
         self._tickets = Tickets(store, identify, self.forecast, views, clock=clock)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -115,10 +116,11 @@ class Api:
 
     def _calls(self, path: str) -> dict[str, Call]:
         """Return what can be asked of an address, by method."""
-        if path == "/metrics":
-            return {"GET": self._metrics}
-        if path == "/health":
-            return {"GET": self._health}
+        fixed = {"/metrics": self._metrics, "/health": self._health}
+        if path in fixed:
+            return {"GET": fixed[path]}
+        if path.startswith("/dashboard"):
+            return self._dashboard.calls(path)
         if path.startswith("/static/"):
             return {"GET": lambda environ: asset(environ, path.removeprefix("/static/"))}
         found = _TICKET_PATH.fullmatch(path)
@@ -146,11 +148,8 @@ class Api:
         return problem(410, "The ticket and its result were removed after their retention.")
 
     def _metrics(self, environ: Environ) -> Answer:
-        api = self._config.api
-        if api.metrics == "token":
-            given = environ.get("HTTP_AUTHORIZATION", "").encode("latin-1", "replace")
-            if not hmac.compare_digest(given, f"Bearer {api.admin_token}".encode()):
-                return problem(401, "The metrics need the admin token.", ("WWW-Authenticate", "Bearer"))
+        if self._config.api.metrics == "token" and self._dashboard.access.operator(environ) is None:
+            return problem(401, "The metrics need the admin token.", ("WWW-Authenticate", "Bearer"))
         return json_answer(200, metrics.summary(self._store, self._config, self._load(), now=self._clock()))
 
     def _health(self, _environ: Environ) -> Answer:
