@@ -24,7 +24,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     (
         "__init__",
         "integrations.*",
-        "client",
+        "client.*",
         "cli",
         "commands",
         "operators",
