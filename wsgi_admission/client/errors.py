@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 from wsgi_admission.errors import AdmissionError
 
 
@@ -47,15 +45,13 @@ class WaitedTooLong(WaitingError, TimeoutError):
     """``max_wait`` is over; the ticket was cancelled."""
 
 
-@cache
-def _of_both(kind: type[WaitingError], library: type[Exception]) -> type[WaitingError]:
-    return type(kind.__name__, (kind, library), {"__module__": kind.__module__, "__doc__": kind.__doc__})
-
-
 def of_both(error: WaitingError, general: type[Exception], timeout: type[Exception]) -> WaitingError:
     """Return the same error, which ``except`` for a library's error catches as well.
 
     :param general: the library's error for whatever is no timeout.
     """
     library = timeout if isinstance(error, WaitedTooLong) else general
-    return _of_both(type(error), library)(str(error), error.url, error.status)
+    kind = type(error)
+    both = type(kind.__name__, (kind, library), {"__module__": kind.__module__, "__doc__": kind.__doc__})
+    made: WaitingError = both(str(error), error.url, error.status)
+    return made
