@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import httpx
 import psutil
 import pytest
@@ -290,12 +291,13 @@ def test_an_interruption_cancels(via: Via, stop: type[BaseException]) -> None:
     assert site.calls[-1] == "DELETE /q/status/1"
 
 
-def test_a_cancelled_task_cancels() -> None:
-    """Catches: an await that is cancelled with its task, so that the DELETE is never sent."""
+@pytest.mark.parametrize("by", ["task", "scope"])
+def test_a_cancelled_task_cancels(by: str) -> None:
+    """Catches: an await that is cancelled with its task, or with the scope around it, so that no DELETE is sent."""
     site = Played([pending()])
 
     async def slow(request: httpx.Request) -> httpx.Response:
-        await asyncio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         return handled(site, request)
 
     async def main() -> None:
@@ -303,7 +305,12 @@ def test_a_cancelled_task_cancels() -> None:
         transport = AsyncAdmissionTransport(
             httpx.MockTransport(slow), on_update=lambda _: waits.set(), sleep=lambda _: anyio.sleep_forever()
         )
-        async with httpx.AsyncClient(transport=transport) as client:
+        async with httpx.AsyncClient(transport=transport) as client, anyio.create_task_group() as group:
+            if by == "scope":
+                group.start_soon(client.post, URL)
+                await waits.wait()
+                group.cancel_scope.cancel()
+                return
             task = asyncio.create_task(client.post(URL))
             await waits.wait()
             task.cancel()
