@@ -150,7 +150,8 @@ def by_requests(site: Played, method: str, url: str = URL, **given: Any) -> Any:
     options = options_of(site, given)
 
     def send(self: HTTPAdapter, request: requests.PreparedRequest, **_: Any) -> requests.Response:
-        body = request.body.encode() if isinstance(request.body, str) else request.body
+        given: Any = request.body
+        body = given.read() if hasattr(given, "read") else given.encode() if isinstance(given, str) else given
         answer = site.answer(str(request.method), str(request.url), request.headers, body or b"")
         if answer == REFUSED:
             cause = MaxRetryError(None, "", NewConnectionError(None, "refused"))  # type: ignore[arg-type] # no pool here
@@ -223,7 +224,8 @@ def test_the_body_is_sent_again_whole(via: Via, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"a whole body")
     site = Played([BROKEN, DONE])
     with (tmp_path / "x").open("rb") as file:
-        via(site, "POST", files={"x": file})
+        # requests reads a form with files into memory; a file that is the body it sends as it is.
+        via(site, "POST", **({"data": file} if via is by_requests else {"files": {"x": file}}))
     assert len(site.asked) == 2
     assert all(b"a whole body" in body for _, _, _, body in site.asked)
 
