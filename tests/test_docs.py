@@ -115,7 +115,7 @@ def test_no_block_is_left_out() -> None:
         elif not block.language:
             assert block.page == HOW, block.text  # drawings and formulas
         else:
-            assert block.language in {"ini", "python", "console"}, block.language
+            assert block.language in {"ini", "python", "console", "bash"}, block.language
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -183,7 +183,13 @@ def test_configurations_can_be_used(desk: Path, block: Block) -> None:
 
 def kind(block: Block) -> str:
     """Return how a program in Python is to be run."""
-    marks = {"install(globals()": "gunicorn", "serve(": "script", "run_simple(": "script", "def tier_of": "resolver"}
+    marks = {
+        "wsgi_admission.client": "client",
+        "install(globals()": "gunicorn",
+        "serve(": "script",
+        "run_simple(": "script",
+        "def tier_of": "resolver",
+    }
     return next((kind for mark, kind in marks.items() if mark in block.text), "app")
 
 
@@ -219,6 +225,33 @@ def test_wrapped_apps_answer_behind_the_line(desk: Path, block: Block) -> None:
         assert health["store"]["kind"] == ("memory" if "memory://" in block.text else "sqlite")
     finally:
         middleware.close()
+
+
+@pytest.mark.parametrize(
+    ("desk", "block"),
+    [*programs("client"), *(pytest.param(b, b, id=b.name) for b in blocks("bash"))],
+    indirect=["desk"],
+)
+def test_programs_that_call_the_site_get_their_answer(desk: Path, block: Block) -> None:
+    """Catches: a client that does not wait, or waits for ever; a name that cannot be imported."""
+    site = Gated(desk)
+    site.gate.set()
+    program = block.text.replace(SHOWN_URL, site.url)
+    shell, python = ["bash", "-euo", "pipefail", "-c"], [sys.executable, "-W", "error", "-c"]
+    try:
+        ended = subprocess.run(
+            [*(shell if block.language == "bash" else python), program],
+            cwd=desk, env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        done = site.metrics()["completed_requests"]
+    finally:
+        site.close()
+    assert ended.returncode == 0, ended.stderr
+    assert "200" in ended.stdout.splitlines()[-1]
+    assert done >= 1, "it was queued"
+    if block.language == "bash":
+        assert (desk / "picture.png").read_bytes() == b"a picture of prompt=a lake"
 
 
 @pytest.mark.parametrize(("desk", "block"), programs("resolver"), indirect=["desk"])
@@ -373,6 +406,10 @@ class Gated:
     def health(self) -> Any:
         """Ask for the health."""
         return ask(f"{self.url}/api/queue/health").json()
+
+    def metrics(self) -> Any:
+        """Ask for the metrics."""
+        return ask(f"{self.url}/api/queue/metrics").json()
 
     def settle(self, url: str, state: str) -> None:
         """Bring a ticket into a state; without one, see to it that the next waits behind one that runs."""

@@ -25,7 +25,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     (
         "__init__",
         "integrations.*",
-        "client",
+        "client.*",
         "cli",
         "commands",
         "top",
