@@ -110,7 +110,9 @@ def test_a_change_between_the_look_and_the_wait_is_not_missed(monkeypatch: pytes
 
     monkeypatch.setattr(desk.store, "get", claimed_right_after)
     stream = Reading(desk, ticket)
+    began = time.monotonic()
     assert [stream.event()["status"] for _ in range(2)] == ["queued", "processing"]
+    assert time.monotonic() - began < BEAT / 2
     stream.close()
 
 
