@@ -476,6 +476,23 @@ def test_who_has_waited_long_enough_is_told_its_place(shop: Callable[..., Shop])
     assert (alone.status, alone.header("Preference-Applied")) == ("202 Accepted", None)
 
 
+@pytest.mark.parametrize("step", ["changed", "get", "response"])
+def test_a_store_that_fails_while_the_answer_is_held_still_means_202(
+    shop: Callable[..., Shop], monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Catches: an error for what is in the line, so that the client sends it again and it runs twice."""
+    site = shop(Mode.QUEUE_ALL)
+    site.go.set()
+
+    def dead(*_args: Any, **_keys: Any) -> Any:
+        raise StoreUnavailable("The disk is full.")
+
+    process = site.middleware.process()
+    monkeypatch.setattr(process.store, step, dead)
+    held = site.call("wait=20")
+    assert (held.status, held.header("Admission-Status")) == ("202 Accepted", "queued")
+
+
 def test_closing_the_middleware_ends_what_waits(shop: Callable[..., Shop]) -> None:
     """Catches: a held request or a stream that keeps the process from ending."""
     site = shop(Mode.QUEUE_ALL)

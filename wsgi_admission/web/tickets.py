@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable
 from contextlib import closing
 from functools import partial
 
-from wsgi_admission.errors import UnknownTicket
+from wsgi_admission.errors import StoreError, UnknownTicket
 from wsgi_admission.logs import event
 from wsgi_admission.stores import Store
 from wsgi_admission.ticket import State, Ticket
@@ -63,11 +63,16 @@ class Tickets:
         """Answer a request that was queued; if its client prefers to wait, after that."""
         wanted = preferences(environ)
         applied = ["respond-async"] if wanted.respond_async else []
-        if wanted.wait:
-            ticket, seconds = self._until_final(environ, ticket, wanted.wait)
-            applied += [f"wait={seconds:.0f}"] if seconds else []
+        if wanted.wait and not ticket.state.final:
+            try:
+                later, seconds = self._until_final(environ, ticket, wanted.wait)
+                applied += [f"wait={seconds:.0f}"] if seconds else []
+                if later.state.final:
+                    return self._applied(self._result(environ, later), applied[-1:])
+            except StoreError:
+                pass  # it is in the line all the same, and whoever is told of an error sends it again
         if ticket.state.final:
-            return self._applied(self._result(environ, ticket), [name for name in applied if name != "respond-async"])
+            return self._result(environ, ticket)
         data, headers = self._views.accepted(environ, ticket)
         return self._applied(json_answer(202, data, *headers), applied)
 
