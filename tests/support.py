@@ -176,13 +176,15 @@ def gunicorn(
     app: str = "tests.apps:app",
     arguments: tuple[str, ...] = (),
     options: str = "",
+    port: int = 0,
     **environment: str,
 ) -> Any:
     """Start gunicorn with the line installed from ``config``; ``settings`` are lines of its configuration file.
 
     :param options: further arguments of ``install``.
+    :param port: where it listens, if that must be known before.
     """
-    port = free_port()
+    port = port or free_port()
     conf = folder / "gunicorn.conf.py"
     conf.write_text(
         f"bind = '127.0.0.1:{port}'\n"

@@ -9,7 +9,9 @@ from wsgi_admission.config import Route
 from wsgi_admission.errors import AdmissionError, KeyReused, RequestRefused, UntellableLength
 from wsgi_admission.logs import event
 from wsgi_admission.receiving import Body, receive
+from wsgi_admission.replay import queueable
 from wsgi_admission.web.answers import Answer, Environ, problem, retry_later
+from wsgi_admission.web.preferences import preferences
 
 log = logging.getLogger("wsgi_admission.arrivals")
 
@@ -22,6 +24,12 @@ def received(environ: Environ, route: Route) -> Body | Answer | None:
         return None  # as long as nothing has to wait, the app may read what we cannot
     except AdmissionError as error:
         return refusal(error)
+
+
+def prefers_queue(environ: Environ, body: Body | None) -> bool:
+    """Whether the client prefers its request to be queued even if it could run at once, and that is possible."""
+    readable = body is not None or "HTTP_TRANSFER_ENCODING" not in environ
+    return readable and queueable(environ) and preferences(environ).respond_async
 
 
 def refusal(error: AdmissionError) -> Answer:

@@ -22,7 +22,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 
-from wsgi_admission.arrivals import close, closing, received, refusal
+from wsgi_admission.arrivals import close, closing, prefers_queue, received, refusal
 from wsgi_admission.config import Config, Route, load_config
 from wsgi_admission.errors import (
     AdmissionError,
@@ -43,6 +43,7 @@ from wsgi_admission.stores import check_url
 from wsgi_admission.ticket import Ticket
 from wsgi_admission.tiers import Identity, Resolver
 from wsgi_admission.web.answers import Answer, Environ, StartResponse, iso, json_answer, retry_later
+from wsgi_admission.web.holding import Server
 from wsgi_admission.web.repeats import NO_KEY, Key, key_of
 
 log = logging.getLogger("wsgi_admission")
@@ -63,6 +64,10 @@ class AdmissionMiddleware:
     :param replays: whether this process runs queued requests too; False where other processes do.
     :param resolver: says who is asking, instead of ``[tiers] resolver``: from the environ to a tier's name, or to
         a tier's name and a client's id, or to None.
+    :param server_threads: how many requests this process answers at once.  A quarter of them may be event streams
+        and answers that are held; with fewer than four there are none.
+    :param server_timeout: seconds after which the server ends a process that is busy for too long, or None; an
+        answer is held for half of it at most.
     :raises ConfigError: when the configuration cannot be used.
     """
 
@@ -73,11 +78,14 @@ class AdmissionMiddleware:
         *,
         replays: bool = True,
         resolver: Callable[[Environ], object] | None = None,
+        server_threads: int = 4,
+        server_timeout: float | None = None,
     ) -> None:
         self.app = app
         self.config = config if isinstance(config, Config) else load_config(config)
         check_url(self.config.store.url)
         self.replays = replays
+        self._server = Server(server_threads, server_timeout)
         tiers = self.config.tiers
         self._identify = Resolver(
             [tier.name for tier in tiers.order],
@@ -132,7 +140,7 @@ class AdmissionMiddleware:
         # What was made before a fork stays referenced: closing its connections here would harm the parent's.
         self._inherited = self._process
         try:
-            process = start_process(self.app, self.config, self._identify, replays=self.replays)
+            process = start_process(self.app, self.config, self._identify, replays=self.replays, server=self._server)
         except StoreError as error:
             if self._failed_at < 0:  # once until it works
                 event(log, "store.failing", level=logging.ERROR, step="open", error=error)
@@ -145,7 +153,10 @@ class AdmissionMiddleware:
         return process
 
     def drain(self, timeout: float) -> None:
-        """Replay nothing more in this process: what runs has ``timeout`` seconds, then it returns to the line."""
+        """Replay nothing more in this process: what runs has ``timeout`` seconds, then it returns to the line.
+
+        Streams and held answers end at once.
+        """
         if process := self.started():
             process.drain(timeout)
 
@@ -187,7 +198,8 @@ class AdmissionMiddleware:
             if known is not None:
                 close(body)
                 return process.api.admitted(known, environ, start_response)
-        if _verdict(self._mode, process, who, route) is _RUN:
+        at_once = "HTTP_PREFER" not in environ or not prefers_queue(environ, body)
+        if at_once and _verdict(self._mode, process, who, route) is _RUN:
             slot = _take(process.slots, route)
             if slot is not None:
                 passed = process.passing.begin(who.tier, route.name, shadowed=False)

@@ -33,6 +33,7 @@ from wsgi_admission.tiers import Resolver
 from wsgi_admission.web import messages
 from wsgi_admission.web.answers import Environ
 from wsgi_admission.web.api import Api
+from wsgi_admission.web.holding import Server
 from wsgi_admission.workers import Pool
 
 log = logging.getLogger("wsgi_admission.process")
@@ -149,7 +150,8 @@ class Process:
             self.store.report(replace(pool.worker, threads=threads), now=time.time())
 
     def drain(self, timeout: float) -> None:
-        """Claim nothing more, and hand back what still runs after ``timeout`` seconds."""
+        """Let nobody wait here, claim nothing more, and hand back what still runs after ``timeout`` seconds."""
+        self.api.readers.leave()
         if self.pool.started:
             self.pool.stop()
             event(log, "process.draining", pid=self.pid, running=len(self.pool.runs.held()), timeout=timeout)
@@ -163,6 +165,7 @@ class Process:
 
     def close(self) -> None:
         """End the threads, hand back what runs, and let go of the store."""
+        self.api.readers.leave()
         self.housekeeper.stop()
         try:
             self.drain(0.0)
@@ -226,10 +229,18 @@ def line_reader(store: Store, slots: Slots, ranks: Mapping[str, int]) -> Callabl
     return line
 
 
-def start_process(app: App, config: Config, identify: Resolver, *, replays: bool) -> Process:
+def start_process(
+    app: App,
+    config: Config,
+    identify: Resolver,
+    *,
+    replays: bool,
+    server: Server = Server(),  # noqa: B008 - it is immutable
+) -> Process:
     """Open the store and the slots of this process, and start its threads.
 
     :param replays: whether queued requests run in this process too.
+    :param server: what the server in front of this process is like.
     :raises StoreError: when the store or the slots cannot be opened; nothing stays open then.
     """
     logs.use(config.log.format)
@@ -274,7 +285,7 @@ def start_process(app: App, config: Config, identify: Resolver, *, replays: bool
         pid=pid,
         store=store,
         slots=slots,
-        api=Api(store, config, identify, load, slots_in_use=slots.in_use),
+        api=Api(store, config, identify, load, slots_in_use=slots.in_use, server=server),
         pool=pool,
         passing=passing,
         line=line_reader(store, slots, ranks),

@@ -43,19 +43,25 @@ class Answer(NamedTuple):
     def send(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer the WSGI call."""
         bodiless = self.status in {204, 304}
-        headers = [
-            *self.headers,
-            ("Vary", "Cookie, Authorization, Accept"),
-            ("X-Content-Type-Options", "nosniff"),
-            ("Access-Control-Expose-Headers", "Location, Retry-After, Admission-Status"),
-        ]
-        if all(name != "Cache-Control" for name, _ in self.headers):
-            # It is about one client at one moment.
-            headers.append(("Cache-Control", "no-store"))
+        headers = shared_headers(self.headers)
         if not bodiless:
             headers.append(("Content-Length", str(len(self.body))))
         start_response(f"{self.status} {reason(self.status)}", headers)
         return [b""] if bodiless or environ.get("REQUEST_METHOD") == "HEAD" else [self.body]
+
+
+def shared_headers(own: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return an answer's own headers, and with them those that all our answers carry."""
+    headers = [
+        *own,
+        ("Vary", "Cookie, Authorization, Accept"),
+        ("X-Content-Type-Options", "nosniff"),
+        ("Access-Control-Expose-Headers", "Location, Retry-After, Admission-Status"),
+    ]
+    if all(name != "Cache-Control" for name, _ in headers):
+        # It is about one client at one moment.
+        headers.append(("Cache-Control", "no-store"))
+    return headers
 
 
 def reason(status: int) -> str:

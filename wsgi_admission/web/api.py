@@ -13,7 +13,15 @@ import time
 from collections.abc import Callable, Iterable
 
 from wsgi_admission.config import Config
-from wsgi_admission.errors import DamagedRecording, FinalTicket, GoneTicket, NotRetryable, StoreError, UnknownTicket
+from wsgi_admission.errors import (
+    DamagedRecording,
+    FinalTicket,
+    GoneTicket,
+    NotRetryable,
+    RequestRefused,
+    StoreError,
+    UnknownTicket,
+)
 from wsgi_admission.load import Load
 from wsgi_admission.logs import event
 from wsgi_admission.stores import Store
@@ -23,6 +31,7 @@ from wsgi_admission.web import metrics
 from wsgi_admission.web.answers import Answer, Environ, Sendable, StartResponse, json_answer, problem, retry_later
 from wsgi_admission.web.assets import asset
 from wsgi_admission.web.dashboard import Dashboard
+from wsgi_admission.web.holding import Readers, Server
 from wsgi_admission.web.outlook import Forecast
 from wsgi_admission.web.tickets import Tickets
 from wsgi_admission.web.views import Views
@@ -42,6 +51,7 @@ class Api:
 
     :param load: returns this host's load now.
     :param slots_in_use: returns how many slots of this host are taken.
+    :param server: what the server in front is like.
     :param clock: returns seconds since the epoch.
     :param uniform: returns a uniform draw from 0 to 1, for the jitter of retry advice.
     """
@@ -54,6 +64,7 @@ class Api:
         load: Callable[[], Load],
         *,
         slots_in_use: Callable[[], int] = lambda: 0,
+        server: Server = Server(),  # noqa: B008 - it is immutable
         clock: Callable[[], float] = time.time,
         uniform: Callable[[], float] = random.random,
     ) -> None:
@@ -66,7 +77,8 @@ class Api:
         self.forecast = Forecast(store, config, slots_in_use)
         views = Views(store, config, load, self.forecast, clock=clock, uniform=uniform)
         self._dashboard = Dashboard(store, config, load, slots_in_use=slots_in_use, clock=clock)
-        self._tickets = Tickets(store, identify, self.forecast, views, clock=clock)
+        self.readers = Readers(store.changed, server)
+        self._tickets = Tickets(store, identify, self.forecast, views, self.readers, clock=clock)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request whose PATH_INFO lies below the prefix."""
@@ -94,6 +106,8 @@ class Api:
         except DamagedRecording as damaged:
             event(log, "ticket.damaged", level=logging.ERROR, ticket=damaged.ticket_id, kind=damaged.kind)
             answer = problem(500, "The answer to this request was damaged while it was kept, and is lost.")
+        except RequestRefused as error:
+            answer = problem(int(error.status[:3]), str(error))
         except StoreError as error:
             event(log, "store.failing", level=logging.ERROR, step="api", error=error)
             answer = retry_later("The queue cannot be read just now.", self._load().value)

@@ -6,34 +6,51 @@ signed-in client answers to that client only; to everybody else it does not exis
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Hashable
+from contextlib import closing
+from functools import partial
 
-from wsgi_admission.errors import UnknownTicket
+from wsgi_admission.errors import StoreError, UnknownTicket
 from wsgi_admission.logs import event
 from wsgi_admission.stores import Store
 from wsgi_admission.ticket import State, Ticket
 from wsgi_admission.tiers import Resolver
 from wsgi_admission.web.answers import Answer, Environ, Recorded, Sendable, json_answer, not_modified, problem
+from wsgi_admission.web.events import EVENT_STREAM, SPACING, Stream, View, event_text
+from wsgi_admission.web.holding import Readers, Seat
 from wsgi_admission.web.outlook import Forecast
+from wsgi_admission.web.preferences import Applied, asked_wait, preferences
 from wsgi_admission.web.views import Views
 
 log = logging.getLogger("wsgi_admission.api")
+
+#: Seconds between two looks at whether a ticket is final, which cost little.
+SHORT_SPACING = 0.1
 
 
 class Tickets:
     """Answers for tickets; the parameters are those of `Api`."""
 
     def __init__(
-        self, store: Store, identify: Resolver, forecast: Forecast, views: Views, *, clock: Callable[[], float]
+        self,
+        store: Store,
+        identify: Resolver,
+        forecast: Forecast,
+        views: Views,
+        readers: Readers,
+        *,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._identify = identify
         self._forecast = forecast
         self._views = views
         self._clock = clock
+        self._monotonic = monotonic
+        self.readers = readers
 
     def find(self, environ: Environ, ticket_id: str) -> Ticket:
         """Return a ticket that answers to whoever sent the request.  Raises as `Store.get` does."""
@@ -43,25 +60,46 @@ class Tickets:
         return ticket
 
     def admitted(self, environ: Environ, ticket: Ticket) -> Sendable:
-        """Answer a request that was queued."""
+        """Answer a request that was queued; if its client prefers to wait, after that."""
+        wanted = preferences(environ)
+        applied = ["respond-async"] if wanted.respond_async else []
+        if wanted.wait and not ticket.state.final:
+            try:
+                later, seconds = self._until_final(environ, ticket, wanted.wait)
+                applied += [f"wait={seconds:.0f}"] if seconds else []
+                if later.state.final:
+                    return self._applied(self._result(environ, later), applied[-1:])
+            except StoreError:
+                pass  # it is in the line all the same, and whoever is told of an error sends it again
         if ticket.state.final:
-            return self.result(environ, ticket)
+            return self._result(environ, ticket)
         data, headers = self._views.accepted(environ, ticket)
-        return json_answer(202, data, *headers)
+        return self._applied(json_answer(202, data, *headers), applied)
+
+    @staticmethod
+    def _applied(answer: Sendable, applied: list[str]) -> Sendable:
+        return Applied(answer, ", ".join(applied)) if applied else answer
 
     def status(self, environ: Environ, ticket: Ticket) -> Sendable:
-        """Tell where the ticket stands."""
-        data, headers = self._views.status(environ, ticket)
-        # The advice has jitter: it says nothing new.
-        steady = repr([item for item in data.items() if item[0] != "retry_suggestion"])
-        tag = f'"{hashlib.blake2b(steady.encode(), digest_size=12).hexdigest()}"'
-        headers.append(("ETag", tag))
-        if not_modified(environ, tag):
+        """Tell where the ticket stands; with ``?wait=`` when that has changed."""
+        wait = asked_wait(environ)
+        token, view = self._look(environ, ticket.id) if wait else (None, self._view(environ, ticket))
+        known = "HTTP_IF_NONE_MATCH" not in environ or not_modified(environ, view.tag)
+        if wait and known and not view.final and (seat := self.readers.seat(environ, spacing=SPACING)):
+            with closing(seat):
+                view = self._next_view(environ, ticket.id, token, view, seat, wait)
+        headers = [*view.headers, ("ETag", view.tag)]
+        if not_modified(environ, view.tag):
             return Answer(304, headers, b"")
-        return json_answer(200, data, *headers)
+        return json_answer(200, view.data, *headers)
 
     def result(self, environ: Environ, ticket: Ticket) -> Sendable:
-        """Give the app's own answer, once it is there."""
+        """Give the app's own answer, once it is there; with ``?wait=`` as soon as it is."""
+        if wait := asked_wait(environ):
+            ticket, _ = self._until_final(environ, ticket, wait)
+        return self._result(environ, ticket)
+
+    def _result(self, environ: Environ, ticket: Ticket) -> Sendable:
         if not ticket.state.final:
             data, headers = self._views.status(environ, ticket)
             return json_answer(202, data, *headers, ("Location", data["result_url"]))
@@ -71,6 +109,55 @@ class Tickets:
         if response is None:
             return problem(500, ticket.error or "The request failed without an answer.")
         return Recorded(response)
+
+    def _until_final(self, environ: Environ, ticket: Ticket, seconds: float) -> tuple[Ticket, float]:
+        """Return the ticket as it is when it is final, or after so many seconds, and the seconds that were granted."""
+        seconds = min(seconds, self.readers.longest_hold)
+        seat = None if ticket.state.final else self.readers.seat(environ, spacing=SHORT_SPACING)
+        if seat is None:
+            return ticket, 0.0
+        with closing(seat):
+            end = self._monotonic() + seconds
+            while True:
+                token = self._store.changed()
+                ticket = self._store.get(ticket.id)
+                left = end - self._monotonic()
+                if ticket.state.final or left <= 0 or seat.leaving:
+                    return ticket, seconds
+                seat.rest(token, left)
+
+    def _next_view(
+        self, environ: Environ, ticket_id: str, token: Hashable, known: View, seat: Seat, seconds: float
+    ) -> View:
+        """Return what is seen of a ticket once that is news, or after so many seconds."""
+        end = self._monotonic() + min(seconds, self.readers.longest_hold)
+        view = known
+        while view.news == known.news and not seat.leaving and (left := end - self._monotonic()) > 0:
+            seat.rest(token, left)
+            token, view = self._look(environ, ticket_id)
+        return view
+
+    def _look(self, environ: Environ, ticket_id: str) -> tuple[Hashable, View]:
+        """Return what is seen of a ticket, and the store's token of change from before."""
+        return self._store.changed(), self._view(environ, self._store.get(ticket_id))
+
+    def _view(self, environ: Environ, ticket: Ticket) -> View:
+        data, headers = self._views.status(environ, ticket)
+        return View(data, headers, ticket.state)
+
+    def events(self, environ: Environ, ticket: Ticket) -> Sendable:
+        """Stream an event for each change; only one if too many wait already.
+
+        An EventSource comes back by itself after a stream has ended, and stays away after a 204 only.
+        """
+        if ticket.state.final and environ.get("HTTP_LAST_EVENT_ID") == ticket.state.value:
+            return Answer(204, [], b"")
+        token, view = self._look(environ, ticket.id)
+        seat = None if view.final else self.readers.seat(environ, spacing=SPACING)
+        if seat is None:
+            return Answer(200, [("Content-Type", EVENT_STREAM), *view.headers], event_text(view).encode())
+        look = partial(self._look, environ, ticket.id)
+        return Stream(view, token, seat, look, clock=self._monotonic)
 
     def cancel(self, environ: Environ, ticket: Ticket) -> Sendable:
         """Cancel it, or ask for that."""
@@ -88,12 +175,3 @@ class Tickets:
         event(log, "ticket.queued", ticket=again.id, route=again.route, tier=again.tier, retry_of=ticket.id)
         data, headers = self._views.accepted(environ, again)
         return json_answer(202, data, *headers)
-
-    def events(self, environ: Environ, ticket: Ticket) -> Sendable:
-        """Send one event and close: an EventSource comes back by itself, after the advised time."""
-        if ticket.state.final and environ.get("HTTP_LAST_EVENT_ID") == ticket.state.value:
-            return Answer(204, [], b"")  # the one answer after which an EventSource stays away
-        data, headers = self._views.status(environ, ticket)
-        seconds = int(dict(headers).get("Retry-After", "1"))
-        text = f"retry: {seconds * 1000}\nid: {ticket.state.value}\nevent: status\ndata: {json.dumps(data)}\n\n"
-        return Answer(200, [("Content-Type", "text/event-stream"), *headers], text.encode())
