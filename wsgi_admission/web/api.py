@@ -22,7 +22,7 @@ from wsgi_admission.ticket import Ticket
 from wsgi_admission.tiers import Resolver
 from wsgi_admission.web import metrics
 from wsgi_admission.web.answers import Answer, Environ, Sendable, StartResponse, json_answer, problem, retry_later
-from wsgi_admission.web.assets import asset
+from wsgi_admission.web.assets import CLIENT, asset
 from wsgi_admission.web.outlook import Forecast
 from wsgi_admission.web.tickets import Tickets
 from wsgi_admission.web.views import Views
@@ -119,8 +119,8 @@ class Api:
             return {"GET": self._metrics}
         if path == "/health":
             return {"GET": self._health}
-        if path.startswith("/static/"):
-            return {"GET": lambda environ: asset(environ, path.removeprefix("/static/"))}
+        if path == f"/{CLIENT}" or path.startswith("/static/"):
+            return {"GET": lambda environ: asset(environ, path[1:].removeprefix("static/"))}
         found = _TICKET_PATH.fullmatch(path)
         if found is None:
             return {}
