@@ -51,7 +51,7 @@ def app(environ: dict[str, Any], start_response: StartResponse) -> Iterable[byte
         return _answer(start_response, "503 No Paint", "text/plain", b"no paint left")
     if path == "/call/moved":
         return _answer(start_response, "303 See Other", "text/plain", b"", ("Location", "/call/json?after"))
-    if path == "/call/gated":
+    if path == "/call/gated" or "gate=" in environ.get("QUERY_STRING", ""):
         _gated(environ)
     seen = {
         "method": environ["REQUEST_METHOD"],

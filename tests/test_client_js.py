@@ -15,7 +15,8 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
 from tests.browsers import page_of
-from tests.support import Server, gunicorn, ini, until
+from tests.docs_pages import blocks
+from tests.support import ROOT, Server, gunicorn, ini, until
 from tests.test_api import Desk
 from tests.wsgi import call
 
@@ -448,17 +449,20 @@ def test_the_element_shows_the_position_falling(browser: Browser, tmp_path: Path
         page.evaluate("window.before = new AbortController()")
         page.evaluate("fetch('/call/json', {signal: before.signal}).catch(() => 0), 0")
         rows = page.locator("wsgi-admission-status [part=row]")
-        rows.filter(has_text="next in line").wait_for()
+        rows.filter(has_text="next in line").last.wait_for()
+        # On a machine that is busy with something else the first call was queued too.
+        until(lambda: rows.filter(has_text="next in line").count() == 1, "news of the first call")
+        others = rows.count() - 1
         page.evaluate("begin(fetch('/call/gated?gate=.2').then((answer) => answer.json()))")
         rows.filter(has_text="#2 in queue").wait_for()
-        assert rows.count() == 2
+        assert rows.count() == 2 + others
 
         page.evaluate("before.abort()")
-        until(lambda: rows.count() == 1, "the end of the other row")
+        until(lambda: rows.count() == 1 + others, "the end of the other row")
         rows.filter(has_text="next in line").wait_for()
-        bar = rows.locator("progress")
+        bar = rows.last.locator("progress")
         assert bar.is_hidden()
-        assert rows.evaluate("(row) => getComputedStyle(row).display") == "flex"
+        assert rows.last.evaluate("(row) => getComputedStyle(row).display") == "flex"
 
         site.open_gate()
         bar.wait_for()
@@ -467,8 +471,10 @@ def test_the_element_shows_the_position_falling(browser: Browser, tmp_path: Path
         assert ended(page)["query"] == "gate=.2"
         assert page.evaluate("first") == 201
         assert rows.count() == 0
-        positions = page.evaluate("seen.filter(([, t]) => t.position).map(([, t]) => t.position)")
-        assert (positions[0], 2 in positions, positions[-1]) == (1, True, 1)
+        positions = page.evaluate(
+            "seen.filter(([, t]) => t.id === seen.at(-1)[1].id && t.position).map(([, t]) => t.position)"
+        )
+        assert (positions[0], positions[-1]) == (2, 1)
 
 
 def test_the_element_has_no_fault_of_accessibility(browser: Browser, tmp_path: Path) -> None:
@@ -477,6 +483,34 @@ def test_the_element_has_no_fault_of_accessibility(browser: Browser, tmp_path: P
         page.goto(site.url + "/page")
         page.evaluate("fetch('/call/gated', {method: 'POST'}), fetch('/call/json', {method: 'POST'}), 0")
         page.locator("wsgi-admission-status progress").first.wait_for()
-        assert page.locator("wsgi-admission-status [part=row]").count() == 2
+        until(lambda: page.locator("wsgi-admission-status [part=row]").count() == 2, "both rows")
         found = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21aa", "wcag22aa"]})
         assert found.response["violations"] == []
+
+
+# ---------------------------------------------------------------- the documentation
+
+FRONT_ENDS = ROOT / "docs" / "front-ends.rst"
+
+
+def test_the_snippets_of_the_page_for_front_ends(browser: Browser, tmp_path: Path) -> None:
+    """Catches: a snippet that does not work as it stands, or does not cancel what it says it does."""
+    html = "<!doctype html><button id=stop>Stop</button><p id=place></p>"
+    html += "".join(block.text for block in blocks("html", pages=(FRONT_ENDS,)))
+    config = ini(tmp_path, CONFIG.format(mode="queue_all").replace("/call/<path:rest>", "/api/generate"))
+    with gunicorn(tmp_path, config, app="tests.front_app:app") as site, page_of(browser) as page:
+        page.route("**/mine", lambda route: route.fulfill(content_type="text/html", body=html))
+        page.goto(site.url + "/mine")
+        page.evaluate(TOOLS)
+        for block in blocks("javascript", pages=(FRONT_ENDS,)):
+            page.add_script_tag(content=block.text)
+        assert page.evaluate("draw('a lake')").count("prompt=a+lake") == 1
+        assert page.locator("#place").inner_text() == ""
+
+        site.ask("/api/generate?gate=.x", "POST")
+        page.evaluate("begin(draw('a mistake'))")
+        page.locator("#place").filter(has_text="next in line").wait_for()
+        assert page.get_by_role("button", name="Give up").count() == 1
+        page.locator("#stop").click()
+        assert ended(page) == "AbortError"
+        until(lambda: statuses(site, page)[-1] == "cancelled", "the cancelled ticket")
