@@ -312,6 +312,23 @@ def test_without_a_stream_it_asks_for_the_status(browser: Browser, site: Server)
         assert page.evaluate("fetch('/call/json', {method: 'POST'}).then((answer) => answer.status)") == 201
 
 
+def test_a_status_that_does_not_answer_is_asked_for_again(browser: Browser, site: Server) -> None:
+    """Catches: a lost question that ends the call, a ticket that is no more and is asked for for ever."""
+    asked: list[int] = []
+
+    def trouble(route: Any) -> None:
+        asked.append(len(asked))
+        route.abort() if len(asked) == 1 else route.fulfill(status=503 if len(asked) == 2 else 404)
+
+    with front(browser, site) as page:
+        page.route("**/api/queue/events/*", lambda route: route.fulfill(status=404))
+        page.route("**/api/queue/status/*", trouble)
+        page.route("**/api/queue/result/*", lambda route: route.fulfill(status=410))
+        page.evaluate("begin(fetch('/call/json', {method: 'POST'}).then((answer) => answer.status))")
+        assert ended(page) == 410
+        assert len(asked) == 3
+
+
 def test_a_gateways_error_is_not_taken_for_the_result(browser: Browser, site: Server) -> None:
     """Catches: a restart at the very end that is handed to the caller as if it were the app's answer."""
     answers: list[int] = []
