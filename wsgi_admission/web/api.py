@@ -29,7 +29,7 @@ from wsgi_admission.ticket import Ticket
 from wsgi_admission.tiers import Resolver
 from wsgi_admission.web import metrics
 from wsgi_admission.web.answers import Answer, Environ, Sendable, StartResponse, json_answer, problem, retry_later
-from wsgi_admission.web.assets import asset
+from wsgi_admission.web.assets import CLIENT, asset
 from wsgi_admission.web.dashboard import Dashboard
 from wsgi_admission.web.holding import Readers, Server
 from wsgi_admission.web.outlook import Forecast
@@ -135,8 +135,8 @@ class Api:
             return {"GET": fixed[path]}
         if path.startswith("/dashboard"):
             return self._dashboard.calls(path)
-        if path.startswith("/static/"):
-            return {"GET": lambda environ: asset(environ, path.removeprefix("/static/"))}
+        if path == f"/{CLIENT}" or path.startswith("/static/"):
+            return {"GET": lambda environ: asset(environ, path[1:].removeprefix("static/"))}
         found = _TICKET_PATH.fullmatch(path)
         if found is None:
             return {}

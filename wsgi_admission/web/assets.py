@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from functools import cache
 from importlib.resources import files
 
 from wsgi_admission.web.answers import Answer, Environ, not_modified, problem
 
 _TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
+
+#: The script that sites put into pages of their own; without its comments and indentation it is small.
+CLIENT = "client.js"
+_SPARED = re.compile(rb"^\s*(?://.*\n)?", re.MULTILINE)
 
 
 def asset(environ: Environ, name: str) -> Answer:
@@ -32,5 +37,7 @@ def _files() -> dict[str, tuple[str, bytes, str]]:
         if ending not in _TYPES:
             continue
         body = file.read_bytes()
+        if file.name == CLIENT:
+            body = _SPARED.sub(b"", body)
         found[file.name] = (_TYPES[ending], body, f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"')
     return found
