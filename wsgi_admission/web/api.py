@@ -24,6 +24,8 @@ from wsgi_admission.web import metrics
 from wsgi_admission.web.answers import Answer, Environ, Sendable, StartResponse, json_answer, problem, retry_later
 from wsgi_admission.web.assets import asset
 from wsgi_admission.web.outlook import Forecast
+from wsgi_admission.web.pages import Pages
+from wsgi_admission.web.rooms import Rooms
 from wsgi_admission.web.tickets import Tickets
 from wsgi_admission.web.views import Views
 
@@ -65,7 +67,9 @@ class Api:
         self._clock = clock
         self.forecast = Forecast(store, config, slots_in_use)
         views = Views(store, config, load, self.forecast, clock=clock, uniform=uniform)
-        self._tickets = Tickets(store, identify, self.forecast, views, clock=clock)
+        self._pages = Pages(config)
+        rooms = Rooms(store, config, self._pages, views, load, clock=clock)
+        self._tickets = Tickets(store, identify, self.forecast, views, rooms, clock=clock)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request whose PATH_INFO lies below the prefix."""
@@ -96,6 +100,8 @@ class Api:
         except StoreError as error:
             event(log, "store.failing", level=logging.ERROR, step="api", error=error)
             answer = retry_later("The queue cannot be read just now.", self._load().value)
+        if isinstance(answer, Answer):
+            answer = self._pages.problem(environ, answer)
         return answer.send(environ, start_response)
 
     def _route(self, environ: Environ) -> Sendable:
@@ -125,16 +131,13 @@ class Api:
         if found is None:
             return {}
         ticket_id = found[2]
-        if found[1] == "status" and ticket_id.endswith("/retry"):
-            return {"POST": self._of(ticket_id.removesuffix("/retry"), self._tickets.retry)}
-        if found[1] == "result":
-            return {"GET": self._of(ticket_id, self._tickets.result)}
-        if found[1] == "events":
-            return {"GET": self._of(ticket_id, self._tickets.events)}
-        return {
-            "GET": self._of(ticket_id, self._tickets.status),
-            "DELETE": self._of(ticket_id, self._tickets.cancel),
-        }
+        tickets = self._tickets
+        for ending, call in (("/retry", tickets.retry), ("/cancel", tickets.cancel_form)):
+            if found[1] == "status" and ticket_id.endswith(ending):
+                return {"POST": self._of(ticket_id.removesuffix(ending), call)}
+        if found[1] != "status":
+            return {"GET": self._of(ticket_id, {"result": tickets.result, "events": tickets.events}[found[1]])}
+        return {"GET": self._of(ticket_id, tickets.status), "DELETE": self._of(ticket_id, tickets.cancel)}
 
     def _of(self, ticket_id: str, call: Callable[[Environ, Ticket], Sendable]) -> Call:
         """Return the call for one ticket, for whoever may see it."""

@@ -14,6 +14,7 @@ from wsgi_admission.config import Config
 from wsgi_admission.languages import Language, preferred, qualities, with_texts
 from wsgi_admission.web.answers import Answer, Environ, mounted, reason
 from wsgi_admission.web.colours import shades
+from wsgi_admission.web.durations import duration
 
 log = logging.getLogger("wsgi_admission.pages")
 
@@ -31,6 +32,19 @@ def prefers_html(environ: Environ) -> bool:
         return next((given[name] for name in (kind, f"{kind.partition('/')[0]}/*", "*/*") if name in given), 0.0)
 
     return quality("text/html") > max(quality("application/json"), quality(PROBLEM))
+
+
+def foreign(environ: Environ) -> bool:
+    """Whether a form was sent by a page of another site.
+
+    Browsers say so (Sec-Fetch-Site) where the connection is safe; elsewhere Origin does, which is ``null`` where the
+    page sends no Referer, as ours.  What guards a ticket then is that nobody else knows its id.
+    """
+    site = environ.get("HTTP_SEC_FETCH_SITE")
+    if site is not None:
+        return site not in {"same-origin", "none"}
+    origin: str = environ.get("HTTP_ORIGIN", "null")
+    return origin != "null" and origin.partition("://")[2] != str(environ.get("HTTP_HOST"))
 
 
 class Pages:
@@ -105,7 +119,9 @@ class Pages:
         if headers.pop("Content-Type", "") != PROBLEM or not prefers_html(environ):
             return answer
         detail = json.loads(answer.body)["detail"]
-        shown = {"number": answer.status, "title": reason(answer.status), "detail": detail}
+        seconds = headers.get("Retry-After", "")
+        wait = duration(float(seconds), self.language(environ)) if seconds.isdecimal() else ""
+        shown = {"wait": wait, "number": answer.status, "title": reason(answer.status), "detail": detail}
         return self.answer(environ, answer.status, "problem.html", *headers.items(), **shown)
 
     def _render(self, name: str, values: dict[str, Any]) -> str:

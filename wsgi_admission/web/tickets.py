@@ -11,28 +11,40 @@ import json
 import logging
 from collections.abc import Callable
 
-from wsgi_admission.errors import UnknownTicket
+from wsgi_admission.errors import FinalTicket, UnknownTicket
 from wsgi_admission.logs import event
 from wsgi_admission.stores import Store
 from wsgi_admission.ticket import State, Ticket
 from wsgi_admission.tiers import Resolver
 from wsgi_admission.web.answers import Answer, Environ, Recorded, Sendable, json_answer, not_modified, problem
 from wsgi_admission.web.outlook import Forecast
+from wsgi_admission.web.pages import foreign, prefers_html
+from wsgi_admission.web.rooms import Rooms
 from wsgi_admission.web.views import Views
 
 log = logging.getLogger("wsgi_admission.api")
+
+_FOREIGN = problem(403, "This form was sent from another site.")
 
 
 class Tickets:
     """Answers for tickets; the parameters are those of `Api`."""
 
     def __init__(
-        self, store: Store, identify: Resolver, forecast: Forecast, views: Views, *, clock: Callable[[], float]
+        self,
+        store: Store,
+        identify: Resolver,
+        forecast: Forecast,
+        views: Views,
+        rooms: Rooms,
+        *,
+        clock: Callable[[], float],
     ) -> None:
         self._store = store
         self._identify = identify
         self._forecast = forecast
         self._views = views
+        self._rooms = rooms
         self._clock = clock
 
     def find(self, environ: Environ, ticket_id: str) -> Ticket:
@@ -46,11 +58,15 @@ class Tickets:
         """Answer a request that was queued."""
         if ticket.state.final:
             return self.result(environ, ticket)
+        if prefers_html(environ):
+            return self._rooms.admitted(environ, ticket)
         data, headers = self._views.accepted(environ, ticket)
         return json_answer(202, data, *headers)
 
     def status(self, environ: Environ, ticket: Ticket) -> Sendable:
         """Tell where the ticket stands."""
+        if prefers_html(environ):
+            return self._rooms.status(environ, ticket)
         data, headers = self._views.status(environ, ticket)
         # The advice has jitter: it says nothing new.
         steady = repr([item for item in data.items() if item[0] != "retry_suggestion"])
@@ -63,12 +79,16 @@ class Tickets:
     def result(self, environ: Environ, ticket: Ticket) -> Sendable:
         """Give the app's own answer, once it is there."""
         if not ticket.state.final:
+            if prefers_html(environ):
+                return self._rooms.status(environ, ticket, code=202)
             data, headers = self._views.status(environ, ticket)
             return json_answer(202, data, *headers, ("Location", data["result_url"]))
         if ticket.state is State.CANCELLED:
             return problem(410, "The request was cancelled; it has no result.")
         response = self._store.response(ticket.id)
         if response is None:
+            if prefers_html(environ):
+                return self._rooms.status(environ, ticket, code=500)
             return problem(500, ticket.error or "The request failed without an answer.")
         return Recorded(response)
 
@@ -80,12 +100,27 @@ class Tickets:
         data, headers = self._views.status(environ, ticket)
         return json_answer(200, data, *headers)
 
+    def cancel_form(self, environ: Environ, ticket: Ticket) -> Sendable:
+        """Do what `cancel` does, for a form, and lead back to the page."""
+        if foreign(environ):
+            return _FOREIGN
+        try:
+            self.cancel(environ, ticket)
+        except FinalTicket:
+            pass  # the page tells what became of it
+        return self._rooms.lead(environ, f"status/{ticket.id}")
+
     def retry(self, environ: Environ, ticket: Ticket) -> Sendable:
         """Run a failed request again, as a new ticket at the end of its client's."""
+        page = prefers_html(environ)
+        if page and foreign(environ):
+            return _FOREIGN
         now = self._clock()
         again = ticket.again(cost=self._forecast.expected(ticket.route, now=now), now=now)
         again = self._store.retry(ticket.id, again, now=now)
         event(log, "ticket.queued", ticket=again.id, route=again.route, tier=again.tier, retry_of=ticket.id)
+        if page:
+            return self._rooms.lead(environ, f"status/{again.id}")
         data, headers = self._views.accepted(environ, again)
         return json_answer(202, data, *headers)
 
