@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-#: The backgrounds of ``queue.css``, light and dark.
-PAPER = {"light": "#ffffff", "dark": "#1a1c23"}
+#: Of the backgrounds in ``queue.css`` those that leave the least contrast, light and dark.
+PAPER = {"light": "#f4f5f8", "dark": "#1a1c23"}
 #: The least contrast of a text against its background.
 READABLE = 4.6
 

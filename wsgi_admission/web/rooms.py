@@ -31,6 +31,7 @@ LIVE = (
     "It runs right now. Its answer appears here as soon as it is there.",
     "The connection is lost. You keep your place; this page tries again by itself.",
     "not known just now",
+    "{number}%",
     "a moment",
     "a few seconds",
     "about {low} to {high}",
@@ -85,7 +86,8 @@ class Rooms:
 
     def lead(self, environ: Environ, path: str) -> Answer:
         """Send the browser to an address of the queue API."""
-        return Answer(303, [("Location", mounted(environ, f"{self._prefix}/{path}"))], b"")
+        address = mounted(environ, f"{self._prefix}/{path}")
+        return Answer(303, [("Location", address), ("Content-Type", "text/plain; charset=utf-8")], address.encode())
 
     def _page(
         self, environ: Environ, ticket: Ticket, code: int, data: dict[str, Any], headers: list[tuple[str, str]]
@@ -124,6 +126,7 @@ class Rooms:
             "doing": self._doing(ticket, t, paused=position is not None and p50 is None),
             "hint": self._hints.get(ticket.tier, ""),
             "progress": ticket.progress,
+            "percent": "" if ticket.progress is None else t("{number}%", number=int(ticket.progress * 100)),
             "note": ticket.note,
             "error": ticket.error,
             "retryable": "retry_url" in data,

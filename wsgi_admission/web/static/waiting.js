@@ -89,7 +89,7 @@
       line(position - 1);
       write("wait", wait);
     }
-    if (state === "processing") work(data.progress ?? null, data.progress_note ?? "");
+    if (state === "processing") work(data.progress ?? null, data.progress_note);
     const doing = state === "processing" ? t("It runs right now. Its answer appears here as soon as it is there.")
       : paused ? t("The line is paused just now. You keep your place.") : usual;
     write("doing", doing);
@@ -103,8 +103,8 @@
 
   function work(progress, note) {
     each("progress", (bar) => progress === null ? bar.removeAttribute("value") : (bar.value = progress));
-    write("percent", progress === null ? "" : Math.floor(progress * 100) + " %");
-    write("note", note);
+    write("percent", progress === null ? "" : t("{number}%", {number: Math.floor(progress * 100)}));
+    if (note !== undefined) write("note", note);
   }
 
   function close() {
