@@ -114,7 +114,7 @@ def test_no_block_is_left_out() -> None:
         elif not block.language:
             assert block.page == HOW, block.text  # drawings and formulas
         else:
-            assert block.language in {"ini", "python", "console"}, block.language
+            assert block.language in {"ini", "python", "console", "jinja"}, block.language  # jinja: test_pages.py
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.docs_pages import Block, blocks
 from tests.rooms import BROWSER, HOSTILE, Room
 from tests.support import ROOT
 from tests.wsgi import Result, call, environ
@@ -373,6 +374,19 @@ def test_a_template_of_the_site_is_shown(tmp_path: Path) -> None:
     text = page(room, room.put()).body.decode()
     assert "<p>Tea? 1</p>" in text
     assert "You are next in line" in text
+
+
+@pytest.mark.parametrize("block", blocks("jinja"), ids=lambda block: block.name)
+def test_templates_in_the_docs_are_shown(block: Block, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Catches: a block or a name in the docs that our templates do not have."""
+    own = tmp_path / "own.html"
+    own.write_text(block.text)
+    room = Room(template=str(own))
+    text = page(room, room.put()).body.decode()
+    assert caplog.text == ""
+    assert max(block.text.splitlines(), key=len)[:20] in text
+    ours = (ROOT / "wsgi_admission" / "web" / "templates" / "waiting.html").read_text()
+    assert set(re.findall(r"block (\w+)", block.text)) <= set(re.findall(r"block (\w+)", ours))
 
 
 def test_a_template_that_fails_is_replaced_by_ours(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -98,7 +98,7 @@ def test_a_picture_comes_out_of_the_line(tmp_path: Path, browser: Browser) -> No
     config = (ROOT / "conf" / "admission.ini").read_text("utf-8").replace("mode = auto", "mode = queue_all")
     config = config.replace("sqlite:///var/admission.db", f"sqlite:///{tmp_path}/admission.db")
     with (
-        gunicorn(tmp_path, ini(tmp_path, config), app="wsgi_admission.demo.site:app") as running,
+        gunicorn(tmp_path, ini(tmp_path, config), app="wsgi_admission.demo.site:app") as server,
         page_of(browser) as page,
     ):
         page.goto(f"{server.url}/generate-txt2img-ui")

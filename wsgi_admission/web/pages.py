@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from functools import cached_property
+from collections.abc import Mapping
+from functools import cache, cached_property
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -61,21 +63,8 @@ class Pages:
         self._colours = shades(config.pages.colour)
 
     @cached_property
-    def _languages(self) -> Any:
+    def _languages(self) -> Mapping[str, Language]:
         return with_texts(self._site.texts)
-
-    @cached_property
-    def _templates(self) -> jinja2.Environment:
-        ours = jinja2.PrefixLoader({"admission": jinja2.PackageLoader("wsgi_admission.web")})
-        folder = self._site.template.rpartition("/")[0] or "."
-        return jinja2.Environment(
-            loader=jinja2.ChoiceLoader([ours, jinja2.FileSystemLoader(folder)]),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            auto_reload=False,
-        )
 
     def language(self, environ: Environ) -> Language:
         """Return the language that the client reads."""
@@ -125,13 +114,29 @@ class Pages:
         return self.answer(environ, answer.status, "problem.html", *headers.items(), **shown)
 
     def _render(self, name: str, values: dict[str, Any]) -> str:
+        own = Path(self._site.template)
+        templates = _templates(str(own.parent))
         if name == "waiting.html" and self._site.template:
             try:
-                return self._templates.get_template(self._site.template.rpartition("/")[2]).render(values)
-            except (jinja2.TemplateError, OSError, TypeError, ValueError):
+                return templates.get_template(own.name).render(values)
+            except Exception:
                 # Somebody waits for this page, and what is wrong with the site's own is no reason to show none.
                 log.exception("the template %s cannot be used; ours is shown", self._site.template)
-        return self._templates.get_template(f"admission/{name}").render(values)
+        return templates.get_template(f"admission/{name}").render(values)
+
+
+@cache
+def _templates(folder: str) -> jinja2.Environment:
+    """Return our templates, as ``admission/NAME``, and those of a folder."""
+    ours = jinja2.PrefixLoader({"admission": jinja2.PackageLoader("wsgi_admission.web")})
+    return jinja2.Environment(
+        loader=jinja2.ChoiceLoader([ours, jinja2.FileSystemLoader(folder)]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
 
 
 def policy(nonce: str) -> str:
