@@ -384,7 +384,7 @@ def test_templates_in_the_docs_are_shown(block: Block, tmp_path: Path, caplog: p
     room = Room(template=str(own))
     text = page(room, room.put()).body.decode()
     assert caplog.text == ""
-    assert max(block.text.splitlines(), key=len)[:20] in text
+    assert max(block.text.splitlines(), key=len)[-20:] in text
     ours = (ROOT / "wsgi_admission" / "web" / "templates" / "waiting.html").read_text()
     assert set(re.findall(r"block (\w+)", block.text)) <= set(re.findall(r"block (\w+)", ours))
 
