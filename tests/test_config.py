@@ -453,7 +453,7 @@ def test_a_file_that_is_no_ini_file(load: Load, text: str, expected: list[str]) 
         (
             ROUTE + "[DEFAULT]\nname = y\n",
             ("a.ini [DEFAULT]: unknown section. "
-            "Expected one of [admission], [load], [store], [tiers], [api], [log], [tier:NAME], [route:NAME]."),
+            "Expected one of [admission], [load], [store], [tiers], [api], [pages], [log], [tier:NAME], [route:NAME]."),
         ),
         (ROUTE + "[api]\nzzz = 1\n", ("a.ini [api]: unknown option 'zzz'. "
             "Expected one of prefix, base_url, admin_token, metrics.")),

@@ -117,7 +117,8 @@ def test_no_block_is_left_out() -> None:
         elif block.language in {"html", "javascript"}:
             assert block.page.name == "front-ends.rst"  # run in a browser by test_client_js.py
         else:
-            assert block.language in {"ini", "python", "console", "bash"}, block.language
+            # jinja: test_pages.py
+            assert block.language in {"ini", "python", "console", "bash", "jinja"}, block.language
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -44,6 +44,7 @@ from wsgi_admission.ticket import Ticket
 from wsgi_admission.tiers import Identity, Resolver
 from wsgi_admission.web.answers import Answer, Environ, StartResponse, iso, json_answer, retry_later
 from wsgi_admission.web.holding import Server
+from wsgi_admission.web.pages import Pages
 from wsgi_admission.web.repeats import NO_KEY, Key, key_of
 
 log = logging.getLogger("wsgi_admission")
@@ -94,6 +95,7 @@ class AdmissionMiddleware:
             trusted_proxies=tiers.trusted_proxies,
         )
         self._find = Table(self.config.routes, self.config.api.prefix).find
+        self._pages = Pages(self.config)
         self._mode = self.config.admission.mode
         self._process: Process | None = None
         self._inherited: Process | None = None
@@ -183,7 +185,7 @@ class AdmissionMiddleware:
             return self._shadow(process, route, environ, start_response)
         body = received(environ, route)
         if isinstance(body, Answer):
-            return body.send(environ, start_response)
+            return self._pages.problem(environ, body).send(environ, start_response)
         if process is None:
             return self._run_or_refuse(self._spare_slots, route, body, environ, start_response)
         who = self._identify(environ)
@@ -194,7 +196,7 @@ class AdmissionMiddleware:
                 known = process.store.recall(route.name, who.client, *key)
             except AdmissionError as error:
                 close(body)
-                return refusal(error).send(environ, start_response)
+                return self._pages.problem(environ, refusal(error)).send(environ, start_response)
             if known is not None:
                 close(body)
                 return process.api.admitted(known, environ, start_response)
@@ -232,18 +234,18 @@ class AdmissionMiddleware:
             # It cannot be answered later, and may not get around the line either.
             close(body)
             answer = retry_later("The server is busy, and this request cannot be queued.", process.load().value)
-            return answer.send(environ, start_response)
+            return self._pages.problem(environ, answer).send(environ, start_response)
         try:
             ticket = self._put(process, route, who, record(environ, body), key)
         except (RequestRefused, KeyReused) as error:
             close(body)
-            return refusal(error).send(environ, start_response)
+            return self._pages.problem(environ, refusal(error)).send(environ, start_response)
         except StoreError as error:
             event(log, "store.failing", level=logging.ERROR, step="put", route=route.name, error=error)
             if key != NO_KEY:
                 # Nobody knows whether it is there already, and a key promises that it runs once.
                 close(body)
-                return refusal(error).send(environ, start_response)
+                return self._pages.problem(environ, refusal(error)).send(environ, start_response)
             if body is not None:
                 body.file.seek(0)
             return self._run_or_refuse(process.slots, route, body, environ, start_response)
@@ -283,7 +285,8 @@ class AdmissionMiddleware:
                 "timestamp": iso(time.time()),
             }
             return json_answer(200, health).send(environ, start_response)
-        return retry_later("The queue cannot be reached just now.", 1.0).send(environ, start_response)
+        answer = retry_later("The queue cannot be reached just now.", 1.0)
+        return self._pages.problem(environ, answer).send(environ, start_response)
 
     def _run_or_refuse(
         self, slots: Slots, route: Route, body: Body | None, environ: Environ, start_response: StartResponse
@@ -293,7 +296,7 @@ class AdmissionMiddleware:
         if slot is None:
             close(body)
             answer = retry_later("The server is busy and cannot queue requests just now.", 1.0)
-            return answer.send(environ, start_response)
+            return self._pages.problem(environ, answer).send(environ, start_response)
         return run(self.app, environ, start_response, slot, lambda: close(body))
 
 

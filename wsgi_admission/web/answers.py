@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
 from http import HTTPStatus
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import quote
 
 from wsgi_admission.policy import backoff
 from wsgi_admission.recording import Recording, serve
@@ -93,6 +94,14 @@ def retry_later(detail: str, load: float) -> Answer:
     """Return a 503 that tells when to come back: by exponential backoff with jitter, at this load (0 to 1)."""
     seconds = backoff.delay(0, load, random.random())  # noqa: S311 - jitter, not a secret
     return problem(503, detail, ("Retry-After", str(max(1, round(seconds)))))
+
+
+def mounted(environ: Environ, path: str) -> str:
+    """Return the address of a path of ours, from the root of the host, wherever we are mounted."""
+    mount = environ.get("SCRIPT_NAME", "").strip("/")
+    # One slash in front: with two a browser would take what follows for a host.
+    mount = quote(f"/{mount}" if mount else "", safe="/:@!$&'()*+,;=~", encoding="latin-1")
+    return f"{mount}{quote(path)}"
 
 
 def iso(seconds: float | None) -> str | None:

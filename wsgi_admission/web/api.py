@@ -33,6 +33,8 @@ from wsgi_admission.web.assets import CLIENT, asset
 from wsgi_admission.web.dashboard import Dashboard
 from wsgi_admission.web.holding import Readers, Server
 from wsgi_admission.web.outlook import Forecast
+from wsgi_admission.web.pages import Pages
+from wsgi_admission.web.rooms import Rooms
 from wsgi_admission.web.tickets import Tickets
 from wsgi_admission.web.views import Views
 
@@ -77,8 +79,10 @@ class Api:
         self.forecast = Forecast(store, config, slots_in_use)
         views = Views(store, config, load, self.forecast, clock=clock, uniform=uniform)
         self._dashboard = Dashboard(store, config, load, slots_in_use=slots_in_use, clock=clock)
+        self._pages = Pages(config)
+        rooms = Rooms(store, config, self._pages, views, load, clock=clock)
         self.readers = Readers(store.changed, server)
-        self._tickets = Tickets(store, identify, self.forecast, views, self.readers, clock=clock)
+        self._tickets = Tickets(store, identify, self.forecast, views, rooms, self.readers, clock=clock)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request whose PATH_INFO lies below the prefix."""
@@ -111,6 +115,8 @@ class Api:
         except StoreError as error:
             event(log, "store.failing", level=logging.ERROR, step="api", error=error)
             answer = retry_later("The queue cannot be read just now.", self._load().value)
+        if isinstance(answer, Answer):
+            answer = self._pages.problem(environ, answer)
         return answer.send(environ, start_response)
 
     def _route(self, environ: Environ) -> Sendable:
@@ -141,16 +147,13 @@ class Api:
         if found is None:
             return {}
         ticket_id = found[2]
-        if found[1] == "status" and ticket_id.endswith("/retry"):
-            return {"POST": self._of(ticket_id.removesuffix("/retry"), self._tickets.retry)}
-        if found[1] == "result":
-            return {"GET": self._of(ticket_id, self._tickets.result)}
-        if found[1] == "events":
-            return {"GET": self._of(ticket_id, self._tickets.events)}
-        return {
-            "GET": self._of(ticket_id, self._tickets.status),
-            "DELETE": self._of(ticket_id, self._tickets.cancel),
-        }
+        tickets = self._tickets
+        for ending, call in (("/retry", tickets.retry), ("/cancel", tickets.cancel_form)):
+            if found[1] == "status" and ticket_id.endswith(ending):
+                return {"POST": self._of(ticket_id.removesuffix(ending), call)}
+        if found[1] != "status":
+            return {"GET": self._of(ticket_id, {"result": tickets.result, "events": tickets.events}[found[1]])}
+        return {"GET": self._of(ticket_id, tickets.status), "DELETE": self._of(ticket_id, tickets.cancel)}
 
     def _of(self, ticket_id: str, call: Callable[[Environ, Ticket], Sendable]) -> Call:
         """Return the call for one ticket, for whoever may see it."""

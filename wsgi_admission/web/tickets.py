@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable
 from contextlib import closing
 from functools import partial
 
-from wsgi_admission.errors import StoreError, UnknownTicket
+from wsgi_admission.errors import FinalTicket, StoreError, UnknownTicket
 from wsgi_admission.logs import event
 from wsgi_admission.stores import Store
 from wsgi_admission.ticket import State, Ticket
@@ -21,13 +21,16 @@ from wsgi_admission.web.answers import Answer, Environ, Recorded, Sendable, json
 from wsgi_admission.web.events import EVENT_STREAM, SPACING, Stream, View, event_text
 from wsgi_admission.web.holding import Readers, Seat
 from wsgi_admission.web.outlook import Forecast
+from wsgi_admission.web.pages import foreign, prefers_html
 from wsgi_admission.web.preferences import Applied, asked_wait, preferences
+from wsgi_admission.web.rooms import Rooms
 from wsgi_admission.web.views import Views
 
 log = logging.getLogger("wsgi_admission.api")
 
 #: Seconds between two looks at whether a ticket is final, which cost little.
 SHORT_SPACING = 0.1
+_FOREIGN = problem(403, "This form was sent from another site.")
 
 
 class Tickets:
@@ -39,6 +42,7 @@ class Tickets:
         identify: Resolver,
         forecast: Forecast,
         views: Views,
+        rooms: Rooms,
         readers: Readers,
         *,
         clock: Callable[[], float],
@@ -48,6 +52,7 @@ class Tickets:
         self._identify = identify
         self._forecast = forecast
         self._views = views
+        self._rooms = rooms
         self._clock = clock
         self._monotonic = monotonic
         self.readers = readers
@@ -73,6 +78,8 @@ class Tickets:
                 pass  # it is in the line all the same, and whoever is told of an error sends it again
         if ticket.state.final:
             return self._result(environ, ticket)
+        if prefers_html(environ):
+            return self._applied(self._rooms.admitted(environ, ticket), applied)
         data, headers = self._views.accepted(environ, ticket)
         return self._applied(json_answer(202, data, *headers), applied)
 
@@ -82,6 +89,8 @@ class Tickets:
 
     def status(self, environ: Environ, ticket: Ticket) -> Sendable:
         """Tell where the ticket stands; with ``?wait=`` when that has changed."""
+        if prefers_html(environ):
+            return self._rooms.status(environ, ticket)
         wait = asked_wait(environ)
         token, view = self._look(environ, ticket.id) if wait else (None, self._view(environ, ticket))
         known = "HTTP_IF_NONE_MATCH" not in environ or not_modified(environ, view.tag)
@@ -101,12 +110,16 @@ class Tickets:
 
     def _result(self, environ: Environ, ticket: Ticket) -> Sendable:
         if not ticket.state.final:
+            if prefers_html(environ):
+                return self._rooms.status(environ, ticket, code=202)
             data, headers = self._views.status(environ, ticket)
             return json_answer(202, data, *headers, ("Location", data["result_url"]))
         if ticket.state is State.CANCELLED:
             return problem(410, "The request was cancelled; it has no result.")
         response = self._store.response(ticket.id)
         if response is None:
+            if prefers_html(environ):
+                return self._rooms.status(environ, ticket, code=500)
             return problem(500, ticket.error or "The request failed without an answer.")
         return Recorded(response)
 
@@ -167,11 +180,26 @@ class Tickets:
         data, headers = self._views.status(environ, ticket)
         return json_answer(200, data, *headers)
 
+    def cancel_form(self, environ: Environ, ticket: Ticket) -> Sendable:
+        """Do what `cancel` does, for a form, and lead back to the page."""
+        if foreign(environ):
+            return _FOREIGN
+        try:
+            self.cancel(environ, ticket)
+        except FinalTicket:
+            pass  # the page tells what became of it
+        return self._rooms.lead(environ, f"status/{ticket.id}")
+
     def retry(self, environ: Environ, ticket: Ticket) -> Sendable:
         """Run a failed request again, as a new ticket at the end of its client's."""
+        page = prefers_html(environ)
+        if page and foreign(environ):
+            return _FOREIGN
         now = self._clock()
         again = ticket.again(cost=self._forecast.expected(ticket.route, now=now), now=now)
         again = self._store.retry(ticket.id, again, now=now)
         event(log, "ticket.queued", ticket=again.id, route=again.route, tier=again.tier, retry_of=ticket.id)
+        if page:
+            return self._rooms.lead(environ, f"status/{again.id}")
         data, headers = self._views.accepted(environ, again)
         return json_answer(202, data, *headers)

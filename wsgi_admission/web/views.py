@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from typing import Any
-from urllib.parse import quote
 
 from wsgi_admission.config import Config
 from wsgi_admission.errors import AdmissionError
@@ -15,7 +14,7 @@ from wsgi_admission.policy.estimates import human
 from wsgi_admission.stores import Store
 from wsgi_admission.ticket import State, Ticket
 from wsgi_admission.web import messages
-from wsgi_admission.web.answers import Environ, iso
+from wsgi_admission.web.answers import Environ, iso, mounted
 from wsgi_admission.web.outlook import Forecast, Outlook
 
 #: Seconds that a pause is taken to last where a client is told when to ask again.
@@ -139,10 +138,7 @@ class Views:
         }
 
     def _urls(self, environ: Environ, ticket: Ticket) -> dict[str, str]:
-        mount = environ.get("SCRIPT_NAME", "").strip("/")
-        # One slash in front: with two a browser would take what follows for a host.
-        mount = quote(f"/{mount}" if mount else "", safe="/:@!$&'()*+,;=~", encoding="latin-1")
-        base = f"{self._config.api.base_url.rstrip('/')}{mount}{quote(self._config.api.prefix)}"
+        base = f"{self._config.api.base_url.rstrip('/')}{mounted(environ, self._config.api.prefix)}"
         return {
             "status_url": f"{base}/status/{ticket.id}",
             "result_url": f"{base}/result/{ticket.id}",
