@@ -129,8 +129,8 @@ def test_the_status_has_the_fields_of_the_contract_in_each_state() -> None:
     queued = desk.ask("status", ticket).json()
     assert set(queued) == {
         "request_id", "status", "created_at", "started_at", "completed_at", "priority", "position_in_queue",
-        "estimated_wait_time", "estimated_wait_human", "message", "estimated_wait_p90", "progress", "attempt",
-        "status_url", "result_url", "cancel_url", "events_url",
+        "estimated_wait_time", "estimated_wait_human", "message", "estimated_wait_p90", "progress", "progress_note",
+        "attempt", "status_url", "result_url", "cancel_url", "events_url",
     }  # fmt: skip
     assert (queued["position_in_queue"], queued["priority"], queued["started_at"]) == (1, "low", None)
     assert queued["message"].endswith("Sign in to move up the line.")

@@ -85,6 +85,7 @@ class Views:
             **self._place(outlook),
             "estimated_wait_p90": None if outlook.wait is None else round(outlook.wait.p90),
             "progress": ticket.progress,
+            "progress_note": ticket.note,
             "attempt": ticket.attempt,
             "message": self._message(ticket, outlook),
             **self._urls(environ, ticket),
