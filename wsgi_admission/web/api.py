@@ -20,7 +20,7 @@ from wsgi_admission.logs import event
 from wsgi_admission.stores import Store
 from wsgi_admission.ticket import Ticket
 from wsgi_admission.tiers import Resolver
-from wsgi_admission.web import metrics
+from wsgi_admission.web import metrics, prometheus
 from wsgi_admission.web.answers import Answer, Environ, Sendable, StartResponse, json_answer, problem, retry_later
 from wsgi_admission.web.assets import asset
 from wsgi_admission.web.outlook import Forecast
@@ -151,7 +151,12 @@ class Api:
             given = environ.get("HTTP_AUTHORIZATION", "").encode("latin-1", "replace")
             if not hmac.compare_digest(given, f"Bearer {api.admin_token}".encode()):
                 return problem(401, "The metrics need the admin token.", ("WWW-Authenticate", "Bearer"))
-        return json_answer(200, metrics.summary(self._store, self._config, self._load(), now=self._clock()))
+        now, load = self._clock(), self._load()
+        if prometheus.asked_for(environ):
+            return prometheus.exposition(
+                environ, prometheus.Figures(self._store, self._config, load, self._slots_in_use(), now)
+            )
+        return json_answer(200, metrics.summary(self._store, self._config, load, now=now))
 
     def _health(self, _environ: Environ) -> Answer:
         status, data = metrics.health(self._store, self._config, self._load(), self._slots_in_use(), now=self._clock())
