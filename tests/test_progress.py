@@ -16,7 +16,7 @@ import wsgi_admission
 from tests.support import gunicorn, ini, until
 from tests.test_workers import Floor
 from tests.wsgi import call
-from wsgi_admission.config import Admission, Config, Route
+from wsgi_admission.config import Admission, Config, Route, StoreOptions
 from wsgi_admission.errors import LeaseLost, StoreUnavailable, UnknownTicket
 from wsgi_admission.middleware import AdmissionMiddleware
 from wsgi_admission.policy.decision import Mode
@@ -256,7 +256,8 @@ def test_a_request_that_runs_at_once_has_the_same_names_and_they_do_nothing(mode
         start_response("200 OK", [("Content-Type", "text/plain")])
         return [b"done"]
 
-    config = Config(admission=Admission(mode=mode), routes=(Route(name="image", path=("/image",)),))
+    routes = (Route(name="image", path=("/image",)),)
+    config = Config(admission=Admission(mode=mode), store=StoreOptions(url="memory://"), routes=routes)
     middleware = AdmissionMiddleware(app, config, replays=False)
     try:
         assert call(middleware, "/image", "POST").body == b"done"

@@ -20,7 +20,7 @@ from wsgi_admission.logs import event
 from wsgi_admission.stores import Store
 from wsgi_admission.ticket import Ticket
 from wsgi_admission.tiers import Resolver
-from wsgi_admission.web import metrics, prometheus
+from wsgi_admission.web import metrics, openapi, prometheus
 from wsgi_admission.web.answers import Answer, Environ, Sendable, StartResponse, json_answer, problem, retry_later
 from wsgi_admission.web.assets import asset
 from wsgi_admission.web.outlook import Forecast
@@ -64,7 +64,7 @@ class Api:
         self._slots_in_use = slots_in_use
         self._clock = clock
         self.forecast = Forecast(store, config, slots_in_use)
-        views = Views(store, config, load, self.forecast, clock=clock, uniform=uniform)
+        views = self._views = Views(store, config, load, self.forecast, clock=clock, uniform=uniform)
         self._tickets = Tickets(store, identify, self.forecast, views, clock=clock)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -115,10 +115,9 @@ class Api:
 
     def _calls(self, path: str) -> dict[str, Call]:
         """Return what can be asked of an address, by method."""
-        if path == "/metrics":
-            return {"GET": self._metrics}
-        if path == "/health":
-            return {"GET": self._health}
+        fixed = {"/metrics": self._metrics, "/health": self._health, "/openapi.json": self._description}
+        if path in fixed:
+            return {"GET": fixed[path]}
         if path.startswith("/static/"):
             return {"GET": lambda environ: asset(environ, path.removeprefix("/static/"))}
         found = _TICKET_PATH.fullmatch(path)
@@ -157,6 +156,9 @@ class Api:
                 environ, prometheus.Figures(self._store, self._config, load, self._slots_in_use(), now)
             )
         return json_answer(200, metrics.summary(self._store, self._config, load, now=now))
+
+    def _description(self, environ: Environ) -> Answer:
+        return json_answer(200, openapi.description(self._views.base(environ)))
 
     def _health(self, _environ: Environ) -> Answer:
         status, data = metrics.health(self._store, self._config, self._load(), self._slots_in_use(), now=self._clock())

@@ -122,8 +122,8 @@ def asked_for(environ: Environ) -> bool:
 
     A client that takes JSON as well gets JSON.
     """
-    given = parse_qs(environ.get("QUERY_STRING", "")).get("format")
-    if given:
+    query: str = environ.get("QUERY_STRING", "")
+    if given := parse_qs(query).get("format"):
         return given[-1] == "prometheus"
     kinds = {part.partition(";")[0].strip().lower() for part in environ.get("HTTP_ACCEPT", "").split(",")}
     return bool(kinds & {"application/openmetrics-text", "text/plain"}) and "application/json" not in kinds

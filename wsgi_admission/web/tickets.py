@@ -70,7 +70,7 @@ class Tickets:
         response = self._store.response(ticket.id)
         if response is None:
             return problem(500, ticket.error or "The request failed without an answer.")
-        return Recorded(response)
+        return Recorded(response, _timing(ticket))
 
     def cancel(self, environ: Environ, ticket: Ticket) -> Sendable:
         """Cancel it, or ask for that."""
@@ -97,3 +97,15 @@ class Tickets:
         seconds = int(dict(headers).get("Retry-After", "1"))
         text = f"retry: {seconds * 1000}\nid: {ticket.state.value}\nevent: status\ndata: {json.dumps(data)}\n\n"
         return Answer(200, [("Content-Type", "text/event-stream"), *headers], text.encode())
+
+
+def _timing(ticket: Ticket) -> list[tuple[str, str]]:
+    """Return the Server-Timing of a result: how long its request waited and how long the app ran, in milliseconds.
+
+    The app's own Server-Timing stays as it is: the field may stand there more than once.
+    """
+    if ticket.started_at is None or ticket.completed_at is None:
+        return []
+    queue, run = ticket.started_at - ticket.created_at, ticket.completed_at - ticket.started_at
+    # The time of day may have been set meanwhile.
+    return [("Server-Timing", f"queue;dur={max(0.0, queue) * 1000:.0f}, app;dur={max(0.0, run) * 1000:.0f}")]

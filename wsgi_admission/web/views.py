@@ -139,11 +139,15 @@ class Views:
             "retry_after": iso(now + seconds),
         }
 
-    def _urls(self, environ: Environ, ticket: Ticket) -> dict[str, str]:
+    def base(self, environ: Environ) -> str:
+        """Return the address of the API as clients see it."""
         mount = environ.get("SCRIPT_NAME", "").strip("/")
         # One slash in front: with two a browser would take what follows for a host.
         mount = quote(f"/{mount}" if mount else "", safe="/:@!$&'()*+,;=~", encoding="latin-1")
-        base = f"{self._config.api.base_url.rstrip('/')}{mount}{quote(self._config.api.prefix)}"
+        return f"{self._config.api.base_url.rstrip('/')}{mount}{quote(self._config.api.prefix)}"
+
+    def _urls(self, environ: Environ, ticket: Ticket) -> dict[str, str]:
+        base = self.base(environ)
         return {
             "status_url": f"{base}/status/{ticket.id}",
             "result_url": f"{base}/result/{ticket.id}",
