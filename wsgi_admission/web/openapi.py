@@ -23,7 +23,8 @@ def _answer(text: str, schema: str, *kinds: str, **headers: str) -> Schema:
 
 
 def _problem(text: str) -> Schema:
-    return {"description": text, "content": {"application/problem+json": {"schema": _ref("schemas", "Problem")}}}
+    content = {"application/problem+json": {"schema": _ref("schemas", "Problem")}, "text/html": {"schema": TEXT}}
+    return {"description": text, "content": content}
 
 
 _LATER = "Whole seconds after which to ask again."
