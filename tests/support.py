@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from tests import described
+
 ROOT = Path(__file__).parent.parent
 #: Seconds after which something that a test waits for counts as not happening.
 PATIENCE = 30.0
@@ -49,9 +51,11 @@ def ask(url: str, method: str = "GET", body: bytes | None = None, headers: Mappi
         target = parts.path + (f"?{parts.query}" if parts.query else "")
         connection.request(method, target, body=body, headers=dict(headers or {}))
         response = connection.getresponse()
-        return Reply(response.status, response.reason, response.getheaders(), response.read())
+        reply = Reply(response.status, response.reason, response.getheaders(), response.read())
     finally:
         connection.close()
+    described.check(target, method, reply.status, reply.headers, reply.body)
+    return reply
 
 
 def until(condition: Callable[[], Any], what: object = "it", patience: float = PATIENCE) -> Any:

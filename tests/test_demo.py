@@ -34,6 +34,9 @@ from wsgi_admission.demo.site import GENERATORS, create_app
 from wsgi_admission.demo.table import lines, summary, table
 from wsgi_admission.demo.visitor import Visitor
 from wsgi_admission.demo.who import tier_of
+from wsgi_admission.errors import StoreUnavailable, UnknownTicket
+from wsgi_admission.progressing import Progress, current
+from wsgi_admission.ticket import Ticket
 
 SIZE = 48
 TOKEN = "of-whoever-runs-it"  # noqa: S105 - of the tests
@@ -66,16 +69,15 @@ def client() -> FlaskClient:
 # ---------------------------------------------------------------- generators
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda prompt, seed: generate.picture(prompt, seed, size=SIZE),
-        lambda prompt, seed: generate.transform(photo(), prompt, seed, size=SIZE),
-        lambda prompt, seed: generate.animation(prompt, seed, size=SIZE),
-        lambda prompt, seed: generate.animation(prompt, seed, image=photo(), size=SIZE),
-    ],
-    ids=["picture", "transform", "animation", "animated-image"],
-)
+MAKERS = {
+    "picture": lambda prompt, seed: generate.picture(prompt, seed, size=SIZE),
+    "transform": lambda prompt, seed: generate.transform(photo(), prompt, seed, size=SIZE),
+    "animation": lambda prompt, seed: generate.animation(prompt, seed, size=SIZE),
+    "animated-image": lambda prompt, seed: generate.animation(prompt, seed, image=photo(), size=SIZE),
+}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 def test_the_prompt_and_the_seed_alone_decide_every_byte(make: Callable[[str, int], bytes]) -> None:
     """Catches: dice from the operating system, and a seed or a prompt that is left out."""
     first = make("a lake at night", 7)
@@ -496,3 +498,40 @@ def test_the_summary_tells_the_order_of_starts_by_tier() -> None:
     Console(file=printed, width=110).print(summary(visitors, 9.0))
 
     assert "order of starts in the line: donor x 2, registered, anonymous" in printed.getvalue()
+
+
+class Listener:
+    """Takes the place of a run: what is said of it, and when its client goes away."""
+
+    def __init__(self, patience: int = 10_000) -> None:
+        self.said: list[tuple[float, str]] = []
+        self.patience = patience
+        self.run = Progress(lambda *_said: None, self._look, 1, clock=lambda: float(len(self.said)))
+        self.run.report = self._report  # type: ignore[method-assign]  # it listens
+
+    def _report(self, fraction: float, note: str = "") -> None:
+        self.said.append((fraction, note))
+
+    def _look(self) -> Ticket:
+        if len(self.said) > self.patience:
+            raise UnknownTicket("x")
+        raise StoreUnavailable("nobody knows")
+
+
+@pytest.mark.parametrize("prompt", ["fractal", "galaxy", "landscape at a lake", "silk"])
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_a_generator_says_how_far_it_is_and_stops_when_nobody_waits(
+    make: Callable[[str, int], bytes], prompt: str
+) -> None:
+    """Catches: a bar that stands still for the whole picture or goes back; a run of seconds that nobody wants."""
+    listener = Listener()
+    with current(listener.run):
+        make(prompt, 1)
+    fractions = [fraction for fraction, _ in listener.said]
+    assert fractions == sorted(fractions)
+    assert len(set(fractions)) >= 4
+    assert fractions[-1] <= 1
+    hasty = Listener(patience=2)
+    with current(hasty.run), pytest.raises(generate.GivenUp):
+        make(prompt, 1)
+    assert len(hasty.said) == 3

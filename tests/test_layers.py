@@ -16,7 +16,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("options.*", "cgroups", "errorlog", "host", "locks", "logs", "receiving"),
     ("recording",),
     ("ticket", "routes", "tiers", "load", "slots", "replay", "policy.*"),
-    ("sections",),
+    ("sections", "progressing"),
     ("config", "stores.*", "runs"),
     ("operators",),
     ("workers", "burying", "chores", "web.*", "running"),

@@ -9,7 +9,8 @@
 Building it starts no thread and opens no file but the configuration.  What a process needs (the store, the
 slots, the threads) is made at its first use in that process, so preloading and forking are safe.
 
-A replayed call sees its ticket as ``environ["wsgi_admission.ticket"]``.
+A replayed call sees its ticket as ``environ["wsgi_admission.ticket"]``.  ``environ["wsgi_admission.progress"]`` and
+``environ["wsgi_admission.cancelled"]`` are there for every request that matches a route (see progressing.py).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from wsgi_admission.errors import (
 from wsgi_admission.logs import event
 from wsgi_admission.policy.decision import Mode, Verdict, decide
 from wsgi_admission.process import Process, route_limits, start_process
+from wsgi_admission.progressing import NOT_QUEUED
 from wsgi_admission.receiving import Body
 from wsgi_admission.replay import MARK, Recording, queueable, record
 from wsgi_admission.routes import API, Table
@@ -179,6 +181,7 @@ class AdmissionMiddleware:
         self, process: Process | None, route: Route, environ: Environ, start_response: StartResponse
     ) -> Iterable[bytes]:
         """Answer a matching request; the store cannot be opened if ``process`` is None."""
+        environ.update(NOT_QUEUED)
         if self._mode is _PASS_THROUGH:
             return self.app(environ, start_response)
         if self._mode is _SHADOW:

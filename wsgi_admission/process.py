@@ -24,6 +24,7 @@ from wsgi_admission.locks import make_private
 from wsgi_admission.logs import event
 from wsgi_admission.options.texts import store_url
 from wsgi_admission.policy.decision import Line
+from wsgi_admission.progressing import INTERVAL as PROGRESS_INTERVAL
 from wsgi_admission.receiving import give_up_slow
 from wsgi_admission.running import App
 from wsgi_admission.slots import HostSlots, LocalSlots, Slots
@@ -318,6 +319,7 @@ def _chores(process: Process, meter: LoadMeter, config: Config) -> list[Chore]:
         Chore(SAMPLE_INTERVAL, lambda: meter.sample(time.monotonic())),
         Chore(REPORT_INTERVAL, process.report),
         Chore(TIDY_INTERVAL, lambda: give_up_slow(now=time.monotonic())),
+        Chore(PROGRESS_INTERVAL, process.pool.write_progress),
         Chore(TIDY_INTERVAL, process.leases),
         Chore(TIDY_INTERVAL, process.bury),
         Chore(TIDY_INTERVAL, process.pool.look_for_stuck),

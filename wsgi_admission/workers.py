@@ -21,6 +21,7 @@ from contextlib import nullcontext
 from wsgi_admission.errors import LeaseLost, StoreError, StoreUnavailable, UnknownTicket
 from wsgi_admission.logs import event
 from wsgi_admission.policy.backoff import delay
+from wsgi_admission.progressing import Progress, current
 from wsgi_admission.replay import MARK, Outcome
 from wsgi_admission.replay import run as replay
 from wsgi_admission.runs import Run, Runs
@@ -103,6 +104,11 @@ class Pool:
         """Report runs that have become stuck, and let the line move on: their slots are free."""
         if self.runs.report_stuck():
             self.wake()
+
+    def write_progress(self) -> None:
+        """Write down what the runs say of themselves."""
+        for run in self.runs.all():
+            run.progress.flush()
 
     def renew(self) -> None:
         """Renew the leases of what runs; log those that are lost."""
@@ -216,7 +222,15 @@ class Pool:
                 return None
             with self._slots.turn() if self._slots.limited(waiting) else nullcontext():
                 ticket = self._claim_first(slot, waiting)
-            return None if ticket is None else self.runs.begin(ticket, slot)
+            return None if ticket is None else self.runs.begin(ticket, slot, self._progress(ticket))
+
+    def _progress(self, ticket: Ticket) -> Progress:
+        name, attempt = ticket.id, ticket.attempt
+        return Progress(
+            lambda fraction, note: self._store.progress(name, attempt, fraction, note),
+            lambda: self._store.get(name),
+            attempt,
+        )
 
     def _claim_first(self, slot: Slot, waiting: Iterable[str]) -> Ticket | None:
         # No slot of a route is held while the store chooses: to others its route would look full, and they would
@@ -241,8 +255,9 @@ class Pool:
         ticket = run.ticket
         _tell("ticket.started", ticket)
         try:
-            outcome = self._outcome(ticket)
+            outcome = self._outcome(run)
             self.runs.answered(run)
+            run.progress.flush()  # how far it came stays to be seen when it failed
             try:
                 self._finish(ticket, outcome)
             finally:
@@ -256,7 +271,8 @@ class Pool:
         finally:
             self.runs.end(run)
 
-    def _outcome(self, ticket: Ticket) -> Outcome:
+    def _outcome(self, run: Run) -> Outcome:
+        ticket = run.ticket
         try:
             request = self._store.request(ticket.id)
         except StoreUnavailable:
@@ -264,7 +280,8 @@ class Pool:
         except (StoreError, UnknownTicket, OSError):
             log.exception("ticket %s: its recorded request cannot be read", ticket.id[:8])
             return Outcome(0, None, "The recorded request could not be read.")
-        return replay(self._app, request, extras={MARK: ticket})
+        with current(run.progress):
+            return replay(self._app, request, extras={MARK: ticket, **run.progress.environ})
 
     def _finish(self, ticket: Ticket, outcome: Outcome) -> None:
         """Keep the answer; a store that does not answer is asked again for as long as the lease holds."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from http import HTTPStatus
 from typing import Any, NamedTuple, Protocol
@@ -25,13 +25,18 @@ class Sendable(Protocol):
 
 
 class Recorded(NamedTuple):
-    """The app's own answer, as it was recorded."""
+    """The app's own answer, as it was recorded, and what stands behind its headers."""
 
     response: Recording
+    headers: Sequence[tuple[str, str]] = ()
 
     def send(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer the WSGI call."""
-        return serve(self.response, environ, start_response)
+
+        def started(status: str, headers: list[tuple[str, str]]) -> Callable[[bytes], object]:
+            return start_response(status, [*headers, *self.headers])
+
+        return serve(self.response, environ, started)  # type: ignore[arg-type]  # serve passes no exc_info
 
 
 class Answer(NamedTuple):

@@ -27,7 +27,7 @@ from wsgi_admission.logs import event
 from wsgi_admission.stores import Store
 from wsgi_admission.ticket import Ticket
 from wsgi_admission.tiers import Resolver
-from wsgi_admission.web import metrics
+from wsgi_admission.web import metrics, openapi, prometheus
 from wsgi_admission.web.answers import Answer, Environ, Sendable, StartResponse, json_answer, problem, retry_later
 from wsgi_admission.web.assets import CLIENT, asset
 from wsgi_admission.web.dashboard import Dashboard
@@ -77,7 +77,7 @@ class Api:
         self._slots_in_use = slots_in_use
         self._clock = clock
         self.forecast = Forecast(store, config, slots_in_use)
-        views = Views(store, config, load, self.forecast, clock=clock, uniform=uniform)
+        views = self._views = Views(store, config, load, self.forecast, clock=clock, uniform=uniform)
         self._dashboard = Dashboard(store, config, load, slots_in_use=slots_in_use, clock=clock)
         self._pages = Pages(config)
         rooms = Rooms(store, config, self._pages, views, load, clock=clock)
@@ -136,7 +136,7 @@ class Api:
 
     def _calls(self, path: str) -> dict[str, Call]:
         """Return what can be asked of an address, by method."""
-        fixed = {"/metrics": self._metrics, "/health": self._health}
+        fixed = {"/metrics": self._metrics, "/health": self._health, "/openapi.json": self._description}
         if path in fixed:
             return {"GET": fixed[path]}
         if path.startswith("/dashboard"):
@@ -167,7 +167,15 @@ class Api:
     def _metrics(self, environ: Environ) -> Answer:
         if self._config.api.metrics == "token" and self._dashboard.access.operator(environ) is None:
             return problem(401, "The metrics need the admin token.", ("WWW-Authenticate", "Bearer"))
-        return json_answer(200, metrics.summary(self._store, self._config, self._load(), now=self._clock()))
+        now, load = self._clock(), self._load()
+        if prometheus.asked_for(environ):
+            return prometheus.exposition(
+                environ, prometheus.Figures(self._store, self._config, load, self._slots_in_use(), now)
+            )
+        return json_answer(200, metrics.summary(self._store, self._config, load, now=now))
+
+    def _description(self, environ: Environ) -> Answer:
+        return json_answer(200, openapi.description(self._views.base(environ)))
 
     def _health(self, _environ: Environ) -> Answer:
         status, data = metrics.health(self._store, self._config, self._load(), self._slots_in_use(), now=self._clock())

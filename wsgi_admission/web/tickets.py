@@ -121,7 +121,7 @@ class Tickets:
             if prefers_html(environ):
                 return self._rooms.status(environ, ticket, code=500)
             return problem(500, ticket.error or "The request failed without an answer.")
-        return Recorded(response)
+        return Recorded(response, _timing(ticket))
 
     def _until_final(self, environ: Environ, ticket: Ticket, seconds: float) -> tuple[Ticket, float]:
         """Return the ticket as it is when it is final, or after so many seconds, and the seconds that were granted."""
@@ -203,3 +203,15 @@ class Tickets:
             return self._rooms.lead(environ, f"status/{again.id}")
         data, headers = self._views.accepted(environ, again)
         return json_answer(202, data, *headers)
+
+
+def _timing(ticket: Ticket) -> list[tuple[str, str]]:
+    """Return the Server-Timing of a result: how long its request waited and how long the app ran, in milliseconds.
+
+    The app's own Server-Timing stays as it is: the field may stand there more than once.
+    """
+    if ticket.started_at is None or ticket.completed_at is None:
+        return []
+    queue, run = ticket.started_at - ticket.created_at, ticket.completed_at - ticket.started_at
+    # The time of day may have been set meanwhile.
+    return [("Server-Timing", f"queue;dur={max(0.0, queue) * 1000:.0f}, app;dur={max(0.0, run) * 1000:.0f}")]

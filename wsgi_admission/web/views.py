@@ -84,6 +84,7 @@ class Views:
             **self._place(outlook),
             "estimated_wait_p90": None if outlook.wait is None else round(outlook.wait.p90),
             "progress": ticket.progress,
+            "progress_note": ticket.note,
             "attempt": ticket.attempt,
             "message": self._message(ticket, outlook),
             **self._urls(environ, ticket),
@@ -137,8 +138,12 @@ class Views:
             "retry_after": iso(now + seconds),
         }
 
+    def base(self, environ: Environ) -> str:
+        """Return the address of the API as clients see it."""
+        return f"{self._config.api.base_url.rstrip('/')}{mounted(environ, self._config.api.prefix)}"
+
     def _urls(self, environ: Environ, ticket: Ticket) -> dict[str, str]:
-        base = f"{self._config.api.base_url.rstrip('/')}{mounted(environ, self._config.api.prefix)}"
+        base = self.base(environ)
         return {
             "status_url": f"{base}/status/{ticket.id}",
             "result_url": f"{base}/result/{ticket.id}",
