@@ -40,7 +40,12 @@ _FAILED = {
     "410": _problem("Its retention is over; for a result also: it was cancelled."),
     "503": _problem("The store cannot be read just now; Retry-After says when to come back."),
 }
+_LEADS = {"description": "Another address has it.", "content": {"text/plain": {"schema": TEXT}}}
+_PAGE = {"description": "A page.", "content": {"text/html": {"schema": TEXT}}}
 _SEE = {"description": "The same state as the ETag names."}
+
+
+_TOKEN: list[Schema] = [{"token": []}]
 
 
 def _call(name: str, text: str, answers: dict[str, Schema], **more: Any) -> Schema:
@@ -67,17 +72,26 @@ def _paths() -> dict[str, Any]:
     figures = _answer("The figures.", "Metrics", "text/plain", "application/openmetrics-text")
     description = {"description": "OpenAPI 3.1.", "content": {"application/json": {"schema": {"type": "object"}}}}
     script = {"description": "A script for pages.", "content": {"text/javascript": {"schema": TEXT}}}
-    page = {"description": "A page for operators.", "content": {"text/html": {"schema": TEXT}}}
     return {
         "/status/{id}": {
             "parameters": ticket,
-            "get": _call("status", "Where a ticket stands", {"200": status, "304": _SEE, **_FAILED}, parameters=[wait]),
+            "get": _call("status", "Where a ticket stands", {"200": status, "303": _LEADS, "304": _SEE, **_FAILED}, parameters=[wait]),
             "delete": _call("cancel", "Cancel a ticket, or ask for that", cancelled),
+        },
+        "/status/{id}/cancel": {
+            "parameters": ticket,
+            "post": _call(
+                "cancelForm", "What delete does, for a form", {"303": _LEADS, "403": _problem("Foreign."), **_FAILED}
+            ),
         },
         "/status/{id}/retry": {
             "parameters": ticket,
             "post": _call(
-                "retry", "Run a failed request again", {"202": accepted, "409": _problem("It is not kept."), **_FAILED}
+                "retry", "Run a failed request again",
+                {
+                    "202": accepted, "303": _LEADS, "403": _problem("It is a form of another site."),
+                    "409": _problem("It is not kept."), **_FAILED,
+                },
             ),
         },
         "/result/{id}": {"parameters": ticket, "get": _call("result", "The app's answer", result)},
@@ -95,14 +109,47 @@ def _paths() -> dict[str, Any]:
                     "200": figures, "401": _problem("It needs the admin token."),
                     "406": _problem("That format needs a package."), "503": _FAILED["503"],
                 },
-                parameters=[kind], security=[{}, {"token": []}],
+                parameters=[kind], security=[{}, *_TOKEN],
             )
         },
         "/health": {"get": _call("health", "How this host is", {"200": health, "503": _unavailable(health)})},
         "/openapi.json": {"get": _call("openapi", "This description", {"200": description})},
         "/client.js": {"get": _call("script", "For pages", {"200": script, "304": _SEE, "404": _problem("None.")})},
-        "/dashboard": {"get": _call("dashboard", "For operators", {"200": page, "404": _problem("It is off.")})},
+        **_dashboard(),
     }  # fmt: skip
+
+
+def _dashboard() -> dict[str, Any]:
+    """Return the calls of operators."""
+    secret = {"401": _problem("It needs the admin token."), "404": _problem("There is no such ticket, or it is off.")}
+    acts = {
+        "200": _answer("How the line stands then.", "Line"),
+        "303": _LEADS,
+        "403": _problem("The form is another site's."),
+        "409": _problem("The ticket is final."),
+        **secret,
+    }
+    off = {"404": _problem("It is off.")}
+    return {
+        "/dashboard": {
+            "get": _call("dashboard", "The page of operators", {"200": _PAGE, **off}),
+            "post": _call("signIn", "Give the admin token for a cookie", {"303": _LEADS, "403": _PAGE, **off}),
+        },
+        "/dashboard/data": {
+            "get": _call(
+                "board", "What the page shows", {"200": _answer("All of it.", "Board"), **secret}, security=_TOKEN
+            )
+        },
+        **{
+            f"/dashboard/{action}": {"post": _call(name, text, acts, security=_TOKEN)}
+            for action, name, text in (
+                ("pause", "pause", "Start nothing from the line"),
+                ("resume", "resume", "Let the line go on"),
+                ("cancel", "cancelAny", "Cancel a ticket, named in a form's field id"),
+                ("sign-out", "signOut", "Give the cookie back"),
+            )
+        },
+    }
 
 
 def _unavailable(health: Schema) -> Schema:

@@ -30,6 +30,10 @@ def _object(fields: dict[str, Schema], *, optional: tuple[str, ...] = ()) -> Sch
     return {"type": "object", "properties": fields, "required": required, "additionalProperties": False}
 
 
+def _list(**fields: Schema) -> Schema:
+    return {"type": "array", "items": _object(fields)}
+
+
 _STATES: Schema = {"type": "string", "enum": [state.value for state in State]}
 _PRIORITY: Schema = {"type": "string", "enum": ["high", "medium", "low"]}
 _PLACE = {
@@ -139,5 +143,51 @@ SCHEMAS: dict[str, Schema] = {
         # A process whose store cannot be opened knows no more than that.
         optional=("server_load", "queue_length", "processing_requests"),
     ),
+    "Board": _object(
+        {
+            "name": TEXT,
+            "timestamp": _TIME,
+            "paused": _TRUE_FALSE,
+            "mode": TEXT,
+            **dict.fromkeys((state.value for state in State), _WHOLE),
+            "server_load": _or_null(_SHARE),
+            "throughput": SECONDS,
+            "slots": _object({"in_use": _WHOLE, "limit": _WHOLE}),
+            "tiers": _list(name=TEXT, priority=_PRIORITY),
+            "sensors": _list(name=TEXT, reading=_or_null(_SHARE), threshold=_SHARE, failing=_TRUE_FALSE),
+            "line": _list(
+                tier=TEXT,
+                route=TEXT,
+                queued=_WHOLE,
+                processing=_WHOLE,
+                estimated_wait_time=_or_null(_WHOLE),
+                estimated_wait_p90=_or_null(_WHOLE),
+            ),
+            "running": _list(
+                request_id=TEXT,
+                tier=TEXT,
+                route=TEXT,
+                client=TEXT,
+                attempt=_WHOLE,
+                age=SECONDS,
+                progress=_or_null(_SHARE),
+                progress_note=TEXT,
+                cancelling=_TRUE_FALSE,
+            ),
+            "workers": _list(host=TEXT, pid=_WHOLE, threads=_WHOLE, report_age=_or_null(SECONDS)),
+            "run_times": _list(route=TEXT, p50=SECONDS, p90=SECONDS),
+            "failures": _list(request_id=TEXT, route=TEXT, age=_WHOLE, error=TEXT),
+            "history": _object(
+                {
+                    "first_minute": _WHOLE,
+                    "line": _list(tier=TEXT, route=TEXT, numbers={"type": "array", "items": _WHOLE}),
+                    **dict.fromkeys(
+                        ("arrivals", "completions", "failures", "cancellations"), {"type": "array", "items": _WHOLE}
+                    ),
+                }
+            ),
+        }
+    ),
+    "Line": _object({"name": TEXT, "paused": _TRUE_FALSE, "queued": _WHOLE, "processing": _WHOLE}),
     "Problem": _object({"type": _URL, "title": TEXT, "status": _WHOLE, "detail": TEXT}),
 }
