@@ -138,8 +138,8 @@ def test_the_recorded_answer_is_the_direct_answer_byte_for_byte(
 
 
 def kept(reply: Reply) -> list[tuple[str, str]]:
-    """Return the headers less those that are the server's own."""
-    own = {"date", "server", "connection", "transfer-encoding", "content-length"}
+    """Return the headers less those that are the server's own, and the one that we put behind a recorded answer."""
+    own = {"date", "server", "connection", "transfer-encoding", "content-length", "server-timing"}
     return [(name, value) for name, value in reply.headers if name.lower() not in own]
 
 
