@@ -37,8 +37,9 @@ def _check_call(where: str, rest: str, method: str, status: int, headers: dict[s
     kind = headers.get("content-type", "").partition(";")[0]
     described = _call(rest, "get" if method == "HEAD" else method.lower()).get("responses", {})
     answer = described.get(str(status))
-    if answer is None and kind == "application/problem+json" and status in ANYWHERE:
-        answer = {"content": {kind: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+    if answer is None and status in ANYWHERE:
+        problem = {"$ref": "#/components/schemas/Problem"}
+        answer = {"content": {"application/problem+json": {"schema": problem}, "text/html": {"schema": {}}}}
     recorded = "default" in described and "admission-status" not in headers and kind != "application/problem+json"
     if recorded or rest.startswith("/static/"):
         return

@@ -42,6 +42,7 @@ _FAILED = {
 }
 _LEADS = {"description": "Another address has it.", "content": {"text/plain": {"schema": TEXT}}}
 _PAGE = {"description": "A page.", "content": {"text/html": {"schema": TEXT}}}
+_NO_WAIT = {"400": _problem("The wait is no whole number of seconds.")}
 _SEE = {"description": "The same state as the ETag names."}
 
 
@@ -65,6 +66,7 @@ def _paths() -> dict[str, Any]:
     result = {
         "202": _PENDING,
         "default": {"description": "The app's own answer, as it was recorded.", "content": {"*/*": {}}},
+        **_NO_WAIT,
         **_FAILED,
     }
     stream = {"description": "Events named status.", "content": {"text/event-stream": {"schema": TEXT}}}
@@ -75,7 +77,10 @@ def _paths() -> dict[str, Any]:
     return {
         "/status/{id}": {
             "parameters": ticket,
-            "get": _call("status", "Where a ticket stands", {"200": status, "303": _LEADS, "304": _SEE, **_FAILED}, parameters=[wait]),
+            "get": _call(
+                "status", "Where a ticket stands", {"200": status, "303": _LEADS, "304": _SEE, **_NO_WAIT, **_FAILED},
+                parameters=[wait],
+            ),
             "delete": _call("cancel", "Cancel a ticket, or ask for that", cancelled),
         },
         "/status/{id}/cancel": {
@@ -94,7 +99,7 @@ def _paths() -> dict[str, Any]:
                 },
             ),
         },
-        "/result/{id}": {"parameters": ticket, "get": _call("result", "The app's answer", result)},
+        "/result/{id}": {"parameters": ticket, "get": _call("result", "The app's answer", result, parameters=[wait])},
         "/events/{id}": {
             "parameters": ticket,
             "get": _call(

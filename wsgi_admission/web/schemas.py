@@ -15,6 +15,7 @@ Schema = dict[str, Any]
 TEXT: Schema = {"type": "string"}
 _WHOLE: Schema = {"type": "integer", "minimum": 0}
 SECONDS: Schema = {"type": "number", "minimum": 0}
+_EACH_MINUTE: Schema = {"type": "array", "items": _WHOLE}
 _SHARE: Schema = {"type": "number", "minimum": 0, "maximum": 1}
 _TIME: Schema = {"type": "string", "format": "date-time"}
 _URL: Schema = {"type": "string", "format": "uri-reference"}
@@ -180,10 +181,11 @@ SCHEMAS: dict[str, Schema] = {
             "history": _object(
                 {
                     "first_minute": _WHOLE,
-                    "line": _list(tier=TEXT, route=TEXT, numbers={"type": "array", "items": _WHOLE}),
-                    **dict.fromkeys(
-                        ("arrivals", "completions", "failures", "cancellations"), {"type": "array", "items": _WHOLE}
-                    ),
+                    "line": _list(tier=TEXT, route=TEXT, numbers=_EACH_MINUTE),
+                    "arrivals": _EACH_MINUTE,
+                    "completions": _EACH_MINUTE,
+                    "failures": _EACH_MINUTE,
+                    "cancellations": _EACH_MINUTE,
                 }
             ),
         }
