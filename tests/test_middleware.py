@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from wsgi_admission.policy.decision import Mode
 from wsgi_admission.process import line_reader
 from wsgi_admission.replay import MARK
 from wsgi_admission.stores.memory import MemoryStore
+from wsgi_admission.ticket import Ticket
 
 
 class Site:
@@ -415,6 +417,32 @@ def test_a_store_that_cannot_keep_a_request_means_running_or_503_but_never_202(
     assert int(refused.header("Retry-After") or "0") >= 1
     assert refused.header("Content-Type") == "application/problem+json"
     held.close()
+
+
+def test_a_client_whose_request_was_slow_to_keep_is_not_told_its_place_too(
+    made: list[Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: somebody who waits for each of the steps of a slow store."""
+    site = Site(mode=Mode.QUEUE_ALL)
+    made.append(site)
+    store = site.middleware.process().store
+    put, now = store.put, 100.0
+
+    def slow(*args: Any, **keys: Any) -> Ticket:
+        nonlocal now
+        now += 0.6
+        return put(*args, **keys)
+
+    def ahead(_ticket_id: str) -> dict[str, int]:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(store, "put", slow)
+    monkeypatch.setattr(store, "ahead", ahead)
+    monkeypatch.setattr("wsgi_admission.middleware.time", SimpleNamespace(time=time.time, monotonic=lambda: now))
+    accepted = site.call(body=b"kept")
+    assert accepted.status == "202 Accepted"
+    assert accepted.header("Retry-After") == "1"
+    assert accepted.json()["queue_info"]["position_in_queue"] is None
 
 
 @pytest.mark.parametrize("form", ["text", "json"])

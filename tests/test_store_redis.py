@@ -15,6 +15,8 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -22,12 +24,13 @@ from tests.redis_servers import RedisServer, program, started
 from tests.store_model import ROUTES, read, recording, ticket
 from tests.support import free_port, until
 from wsgi_admission.errors import ConfigError, StoreError, StoreMismatch, StoreUnavailable
-from wsgi_admission.stores import check_url, fitness, open_store
+from wsgi_admission.stores import check_url, fitness, news, open_store
 from wsgi_admission.stores import redis as module
 from wsgi_admission.stores.breaker import PAUSE
 from wsgi_admission.stores.records import INLINE_BODY, Tally
 from wsgi_admission.stores.redis import RedisStore
 from wsgi_admission.stores.scripts import FIELDS, KEYS, key
+from wsgi_admission.stores.servers import Servers
 from wsgi_admission.ticket import State
 
 #: The longest that a request may wait for a server that does not answer, in seconds.
@@ -432,6 +435,37 @@ def test_counts_are_true_while_nobody_tells_of_changes(server: RedisServer, stor
             assert queued(store) == number - 1
             put(other, f"client {number}")
             until(lambda: queued(store) == number, patience=0.3)  # noqa: B023 - called at once
+
+
+class Away:
+    """A server that cannot be reached."""
+
+    def connect(self) -> Any:
+        raise OSError("it is away")
+
+
+def test_what_takes_long_to_read_is_read_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a slow server that is asked for the same at every step of a request, and answers none in time."""
+    now, delay, readings = 100.0, 0.5, 0
+    monkeypatch.setattr(news, "time", SimpleNamespace(monotonic=lambda: now))
+
+    def load() -> int:
+        nonlocal now, readings
+        now, readings = now + delay, readings + 1
+        return readings
+
+    some = news.News(cast("Servers", Away()), "channel")
+    with closing(some):
+        assert some.cached("counts", load) == 1
+        some.changed()
+        assert some.cached("counts", load) == 1
+        assert some.cached("counts", load, of="another minute") == 2
+        now += 2.1
+        assert some.cached("counts", load, of="another minute") == 3
+        now, delay = now + 3.0, 0.01
+        assert some.cached("counts", load) == 4
+        some.changed()
+        assert some.cached("counts", load) == 5
 
 
 def queued(store: RedisStore) -> int:

@@ -53,6 +53,8 @@ _RUN, _QUEUE = Verdict.RUN, Verdict.QUEUE
 
 #: Seconds between attempts to open a store that could not be opened.
 REOPEN_INTERVAL = 1.0
+#: Seconds after which a client whose request is kept has waited long enough, and is not told its place too.
+LONG_PUT = 0.5
 
 
 class AdmissionMiddleware:
@@ -221,6 +223,7 @@ class AdmissionMiddleware:
             close(body)
             answer = retry_later("The server is busy, and this request cannot be queued.", process.load().value)
             return answer.send(environ, start_response)
+        asked = time.monotonic()
         try:
             ticket = self._put(process, route, who, record(environ, body), key)
         except (RequestRefused, KeyReused) as error:
@@ -239,7 +242,8 @@ class AdmissionMiddleware:
             close(body)
             raise
         close(body)
-        return process.api.admitted(ticket, environ, start_response)
+        slow = time.monotonic() - asked > LONG_PUT
+        return process.api.admitted(ticket, environ, start_response, ask=not slow)
 
     def _put(self, process: Process, route: Route, who: Identity, request: Recording, key: Key) -> Ticket:
         now = time.time()
