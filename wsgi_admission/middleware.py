@@ -22,7 +22,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 
-from wsgi_admission.arrivals import close, closing, received, refusal
+from wsgi_admission.arrivals import close, closing, ended, received, refusal
 from wsgi_admission.config import Config, Route, load_config
 from wsgi_admission.errors import (
     AdmissionError,
@@ -53,6 +53,8 @@ _RUN, _QUEUE = Verdict.RUN, Verdict.QUEUE
 
 #: Seconds between attempts to open a store that could not be opened.
 REOPEN_INTERVAL = 1.0
+#: Seconds for which a request with an Idempotency-Key waits for its answer, if it can start at once.
+HOLD = 10.0
 #: Seconds after which a client whose request is kept has waited long enough, and is not told its place too.
 LONG_PUT = 0.5
 
@@ -175,26 +177,39 @@ class AdmissionMiddleware:
         body = received(environ, route)
         if isinstance(body, Answer):
             return body.send(environ, start_response)
+        if environ.get("HTTP_IDEMPOTENCY_KEY", "").strip() and queueable(environ):
+            return self._admit_once(process, route, body, environ, start_response)
         if process is None:
             return self._run_or_refuse(self._spare_slots, route, body, environ, start_response)
         who = self._identify(environ)
-        key = NO_KEY
-        if "HTTP_IDEMPOTENCY_KEY" in environ:
-            try:
-                key = key_of(environ, body)
-                known = process.store.recall(route.name, who.client, *key)
-            except AdmissionError as error:
-                close(body)
-                return refusal(error).send(environ, start_response)
-            if known is not None:
-                close(body)
-                return process.api.admitted(known, environ, start_response)
         if _verdict(self._mode, process, who, route) is _RUN:
             slot = _take(process.slots, route)
             if slot is not None:
                 passed = process.passing.begin(who.tier, route.name, shadowed=False)
                 return run(self.app, environ, start_response, slot, closing(body, passed))
-        return self._queue(process, route, who, body, key, environ, start_response)
+        return self._queue(process, route, who, body, NO_KEY, environ, start_response)
+
+    def _admit_once(
+        self, process: Process | None, route: Route, body: Body | None, environ: Environ, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        """Answer a matching request with an Idempotency-Key.
+
+        It always gets a ticket, which alone keeps the promise of a key, also to requests that come at the same time.
+        """
+        if process is None:
+            return _cannot_know(body).send(environ, start_response)
+        who = self._identify(environ)
+        try:
+            key = key_of(environ, body)
+            known = process.store.recall(route.name, who.client, *key)
+        except AdmissionError as error:
+            close(body)
+            return refusal(error).send(environ, start_response)
+        if known is not None:
+            close(body)
+            return process.api.admitted(known, environ, start_response)
+        idle = _verdict(self._mode, process, who, route) is _RUN
+        return self._queue(process, route, who, body, key, environ, start_response, patience=HOLD if idle else 0.0)
 
     def _shadow(
         self, process: Process | None, route: Route, environ: Environ, start_response: StartResponse
@@ -217,7 +232,10 @@ class AdmissionMiddleware:
         key: Key,
         environ: Environ,
         start_response: StartResponse,
+        *,
+        patience: float = 0.0,
     ) -> Iterable[bytes]:
+        """Put the request into the line; wait ``patience`` seconds for its answer."""
         if not queueable(environ):
             # It cannot be answered later, and may not get around the line either.
             close(body)
@@ -232,9 +250,7 @@ class AdmissionMiddleware:
         except StoreError as error:
             event(log, "store.failing", level=logging.ERROR, step="put", route=route.name, error=error)
             if key != NO_KEY:
-                # Nobody knows whether it is there already, and a key promises that it runs once.
-                close(body)
-                return refusal(error).send(environ, start_response)
+                return _cannot_know(body).send(environ, start_response)
             if body is not None:
                 body.file.seek(0)
             return self._run_or_refuse(process.slots, route, body, environ, start_response)
@@ -243,6 +259,7 @@ class AdmissionMiddleware:
             raise
         close(body)
         slow = time.monotonic() - asked > LONG_PUT
+        ticket = ended(process.store, ticket, patience)
         return process.api.admitted(ticket, environ, start_response, ask=not slow)
 
     def _put(self, process: Process, route: Route, who: Identity, request: Recording, key: Key) -> Ticket:
@@ -287,6 +304,12 @@ class AdmissionMiddleware:
             answer = retry_later("The server is busy and cannot queue requests just now.", 1.0)
             return answer.send(environ, start_response)
         return run(self.app, environ, start_response, slot, lambda: close(body))
+
+
+def _cannot_know(body: Body | None) -> Answer:
+    """Refuse a request with a key: nobody knows whether it is in the line already, and a key promises one run."""
+    close(body)
+    return retry_later("The server cannot keep the request just now.", 1.0)
 
 
 def _verdict(mode: Mode, process: Process, who: Identity, route: Route) -> Verdict:
