@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.redis_servers import started
 from tests.support import PATIENCE, ROOT, gunicorn, ini, stop, until
 from tests.wsgi import call
 from wsgi_admission import AdmissionMiddleware
@@ -436,3 +437,19 @@ def test_a_configuration_or_a_store_that_cannot_be_used_ends_it(
     assert ended.returncode == 1
     assert told in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_server_that_refuses_the_password_ends_it(tmp_path: Path) -> None:
+    """Catches: processes that wait for ever for a store which is there, and will never let them in."""
+    server = started(tmp_path, "redis", "--requirepass", "s3cret")
+    try:
+        config = ini(tmp_path, f"{QUEUE_ALL}[store]\nurl = {server.url}&password=wr0ng\n")
+        ended = subprocess.run(
+            [sys.executable, "-m", "wsgi_admission", "work", str(config), "tests.apps:app"],
+            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,
+            check=False,
+        )  # fmt: skip
+    finally:
+        server.stop()
+    assert ended.returncode == 1
+    assert "refuses the user or the password" in ended.stderr.splitlines()[-1]
