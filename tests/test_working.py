@@ -376,6 +376,38 @@ def test_a_reload_that_cannot_be_keeps_what_works(place: Place) -> None:
         assert working.process.poll() is None
 
 
+HANGS = "import threading\nprint('importing', flush=True)\nthreading.Event().wait()"
+
+
+@pytest.mark.parametrize("end", ["the time is over", "HUP again"])
+def test_an_app_that_hangs_while_it_is_imported_does_not_stall_reloads(place: Place, end: str) -> None:
+    """Catches: a reload that never ends, says nothing, and keeps the next one from being tried."""
+    module = place.folder / "changing.py"
+    module.write_text("from tests.apps import app")
+    timeout = "3" if end == "the time is over" else "600"
+    with place.work("--processes", "2", "--start-timeout", timeout, app="changing:app") as working:
+        until(lambda: working.text().count("replays with") == 2, "both processes")
+        old = {child.pid for child in working.children()}
+        module.write_text(HANGS)
+        working.signal(signal.SIGHUP)
+        until(lambda: "importing" in working.text(), "the import")
+        assert place.pid() in old
+        if end == "HUP again":
+            module.write_text("from tests.apps import app")
+            working.signal(signal.SIGHUP)
+            told = "SIGHUP came again while it was starting"
+        else:
+            told = "it had not begun after 3 s"
+        until(lambda: f"the reload is given up, the old processes stay: {told}" in working.text(), "the end of it")
+        if end == "the time is over":
+            assert {child.pid for child in working.children()} == old
+            assert place.pid() in old
+            module.write_text("from tests.apps import app")
+            working.signal(signal.SIGHUP)
+        until(lambda: working.text().count("replays with") == 4, "the successors")
+        until(lambda: not {child.pid for child in working.children()} & old, "the end of the old ones")
+
+
 # What cannot work
 
 
