@@ -20,7 +20,7 @@ def app(environ: dict[str, Any], start_response: StartResponse) -> Iterable[byte
     path, query = environ["PATH_INFO"], environ.get("QUERY_STRING", "")
     if path == "/gated":
         _note(f"start {query}")
-        _wait_for(Path(os.environ["ADMISSION_TEST_GATE"]))
+        wait_for(Path(os.environ["ADMISSION_TEST_GATE"]))
         return _answer(start_response, "200 OK", f"gated {query}".encode())
     if path == "/echo":
         return _echo(environ, start_response)
@@ -75,7 +75,8 @@ def _note(line: str) -> None:
         os.close(descriptor)
 
 
-def _wait_for(gate: Path) -> None:
+def wait_for(gate: Path) -> None:
+    """Run until this file exists."""
     deadline = time.monotonic() + 60
     while not gate.exists():
         if time.monotonic() > deadline:

@@ -25,6 +25,10 @@ from tests.store_model import ROUTES, read, recording, ticket
 from tests.support import free_port, until
 from wsgi_admission.errors import ConfigError, StoreError, StoreMismatch, StoreUnavailable
 from wsgi_admission.stores import check_url, fitness, news, open_store
+
+
+from wsgi_admission.errors import ConfigError, StoreError, StoreMismatch, StoreRefused, StoreUnavailable
+from wsgi_admission.stores import check_url, fitness, open_store
 from wsgi_admission.stores import redis as module
 from wsgi_admission.stores.breaker import PAUSE
 from wsgi_admission.stores.records import INLINE_BODY, Tally
@@ -260,10 +264,10 @@ def test_a_wrong_password_is_told_and_not_shown(folder: Path, kind: str) -> None
     """Catches: the password of the store in a log."""
     server = started(folder / "locked", kind, "--requirepass", "s3cret")
     try:
-        with pytest.raises(StoreUnavailable, match="refuses the user or the password") as refused:
+        with pytest.raises(StoreRefused, match="refuses the user or the password") as refused:
             RedisStore(f"{server.url}&password=wr0ng")
         assert "wr0ng" not in str(refused.value)
-        with pytest.raises(StoreUnavailable, match=r"(?i)auth"):
+        with pytest.raises(StoreRefused, match=r"(?i)auth"):
             RedisStore(server.url)
         with closing(RedisStore(f"{server.url}&password=s3cret")) as store:
             new = put(store)
@@ -271,6 +275,17 @@ def test_a_wrong_password_is_told_and_not_shown(folder: Path, kind: str) -> None
             assert "s3cret" not in str(store.health())
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize("lacks", ["-info", "-eval -evalsha", "-publish", "resetkeys ~other", "resetchannels &other"])
+def test_a_user_without_a_right_that_is_needed_is_refused_at_once(server: RedisServer, lacks: str) -> None:
+    """Catches: a site that starts, and accepts nothing, because a right is found missing by the first visitor."""
+    assert server.ask("ACL", "SETUSER", "site", "on", ">s3cret", "~*", "&*", "+@all", *lacks.split()) == b"+OK\r\n"
+    try:
+        with pytest.raises(StoreRefused, match="denies the user a right"):
+            RedisStore(f"{server.url}&username=site&password=s3cret")
+    finally:
+        server.ask("ACL", "DELUSER", "site")
 
 
 # What is kept

@@ -6,6 +6,7 @@ import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from tests.support import until
 from tests.wsgi import environ, record
 from wsgi_admission.errors import LeaseLost, StoreUnavailable
 from wsgi_admission.replay import Recording
-from wsgi_admission.slots import LocalSlots, Slot
+from wsgi_admission.slots import TURN_PATIENCE, LocalSlots, Slot
 from wsgi_admission.stores import Store
 from wsgi_admission.stores.memory import MemoryStore
 from wsgi_admission.stores.records import Worker
@@ -40,14 +41,14 @@ class Floor:
         self.store: Store = MemoryStore(clock=lambda: self.seconds)
         self.slots = LocalSlots(slots, limits or {})
         self.go = threading.Event()
-        self.allowed = True
+        self.short = False
         self.started: list[str] = []
         self.together = self.most = 0
         self._lock = threading.Lock()
         worker = Worker("w", "host", 1, threads, slots)
         self.pool = Pool(
             app or self.app, self.store, self.slots, worker,
-            may_start=lambda: self.allowed, max_runtime=max_runtime, monotonic=lambda: self.seconds,
+            memory_short=lambda: self.short, max_runtime=max_runtime, monotonic=lambda: self.seconds,
         )  # fmt: skip
 
     def app(self, env: dict[str, Any], start_response: Any) -> list[bytes]:
@@ -231,16 +232,44 @@ def test_a_ticket_of_a_route_that_is_configured_no_more_still_runs(floor: Floor)
 
 
 def test_replays_are_held_back_and_go_on(floor: Floor) -> None:
-    """Catches: may_start ignored, or asked once only."""
-    floor.allowed = False
+    """Catches: memory_short ignored, or asked once only."""
+    floor.short = True
     floor.go.set()
+    direct = floor.slots.take("image")
     ticket = floor.put()
     floor.pool.start()
     floor.pool.wake()
     assert floor.state(ticket) is State.QUEUED
-    floor.allowed = True
+    floor.short = False
     until(lambda: floor.state(ticket) is State.COMPLETED)
     assert floor.started == [""]
+    assert direct is not None
+
+
+def test_of_two_threads_that_look_at_once_one_runs_while_memory_is_short(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: a look at the slots and a taking that are two steps, so that both find that nothing runs."""
+    both = threading.Barrier(2, timeout=TURN_PATIENCE / 2)
+    in_use = floor.slots.in_use
+    looks: list[int] = []
+
+    def look() -> int:
+        found = in_use()
+        with suppress(threading.BrokenBarrierError):
+            both.wait()
+        looks.append(found)
+        return found
+
+    monkeypatch.setattr(floor.slots, "in_use", look)
+    floor.short = True
+    tickets = [floor.put(str(number)) for number in range(2)]
+    floor.pool.start()
+    until(lambda: len(floor.started) > 1 or (floor.started and len(looks) > 4))
+    assert (floor.started, in_use()) == (["0"], 1)
+    floor.go.set()
+    until(lambda: all(floor.state(ticket) is State.COMPLETED for ticket in tickets))
+    assert floor.most == 1
 
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit, RuntimeError])

@@ -254,10 +254,6 @@ def start_process(app: App, config: Config, identify: Resolver, *, replays: bool
             used = admission.max_concurrent  # where the kernel cannot lock, none can be taken either
         return meter.load(used, admission.max_concurrent)
 
-    def may_start() -> bool:
-        # Memory above its threshold holds replays back, but the line moves: one still runs.
-        return not load().memory_above or slots.in_use() == 0
-
     pid = os.getpid()
     worker = Worker(
         id=f"{socket.gethostname()}:{pid}:{uuid.uuid4().hex[:8]}",
@@ -267,7 +263,8 @@ def start_process(app: App, config: Config, identify: Resolver, *, replays: bool
         slots=admission.max_concurrent,
         born=host.born(pid) or 0.0,
     )
-    pool = Pool(app, store, slots, worker, may_start=may_start, max_runtime=_max_runtime(config))
+    # Memory above its threshold holds replays back, but the line moves: one still runs.
+    pool = Pool(app, store, slots, worker, memory_short=lambda: load().memory_above, max_runtime=_max_runtime(config))
     passing = Passing()
     ranks = {tier.name: rank for rank, tier in enumerate(config.tiers.order)}
     process = Process(

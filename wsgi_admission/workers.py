@@ -47,7 +47,7 @@ class Pool:
 
     :param app: the wrapped application.
     :param worker: how this process reports itself; ``worker.threads`` threads are started.
-    :param may_start: asked before each claim; False holds replays back (memory is short).
+    :param memory_short: asked before each claim; while it is true a replay begins only while no slot is taken.
     :param max_runtime: route -> seconds after which a run of it is stuck, for the routes that have a limit.
     :param clock: returns seconds since the epoch.
     :param monotonic: returns seconds of a clock that does not jump.
@@ -60,7 +60,7 @@ class Pool:
         slots: Slots,
         worker: Worker,
         *,
-        may_start: Callable[[], bool] = lambda: True,
+        memory_short: Callable[[], bool] = lambda: False,
         max_runtime: Mapping[str, float] | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -70,7 +70,7 @@ class Pool:
         self._app = app
         self._store = store
         self._slots = slots
-        self._may_start = may_start
+        self._memory_short = memory_short
         self._clock = clock
         self._changed = threading.Condition()
         self._news = 0
@@ -195,9 +195,9 @@ class Pool:
     def _run_next(self) -> bool:
         """Run the first ticket that there is room for; return whether there was one."""
         waiting = {route for (_, route), tally in self._store.counts().items() if tally.queued}
-        if not self._free(waiting) or self._store.paused() or not self._may_start():
+        if not self._free(waiting) or self._store.paused():
             return False
-        slot = self._slots.take(None)
+        slot = self._take()
         if slot is None:
             return False
         try:
@@ -208,6 +208,13 @@ class Pool:
         finally:
             slot.release()
         return run is not None
+
+    def _take(self) -> Slot | None:
+        if not self._memory_short():
+            return self._slots.take(None)
+        # Two that looked at once would both find that nothing runs.
+        with self._slots.turn():
+            return None if self._slots.in_use() else self._slots.take(None)
 
     def _claim(self, slot: Slot, waiting: Iterable[str]) -> Run | None:
         with self.runs.claiming():

@@ -10,10 +10,11 @@ part of the time, and of the rest that it is possible; a fault is what cannot be
     listed     ticket, rank, route, retries      a row of the store, at the end of the run: its place in the order,
                                                  and how often it may run again after a crash
     put        ticket, at                        the store returned from ``put``
-    claimed    ticket, attempt, routes, asked, at    the store was asked for one of these routes, and returned
-    started    ticket, attempt, request, at      the app was called with this request
+    claimed    ticket, attempt, routes, asked, at, pid    the store was asked for one of these routes, and returned
+    started    ticket, attempt, request, at, pid the app was called with this request
     releasing  ticket, attempt, at               a worker is about to give the ticket back
-    finished   ticket, attempt, state, at        the store returned from ``finish``
+    finished   ticket, attempt, state, at, pid   the store returned from ``finish``
+    told       pid, at                           a worker of gunicorn was told to leave
     seen       ticket, state, attempt, position, asked, at    what a client was told; state None: no such ticket
     answer     ticket, request, at               the recorded answer, and for which request the app made it
 """
