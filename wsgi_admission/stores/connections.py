@@ -6,6 +6,10 @@ the pauses of SQLite's own waiting grow, which starves some of the writers.
 
 Only one thread of a process at a time tries so.  The one that has the file locked takes Python's interpreter lock
 again after every statement; a dozen threads that try would keep it from that, and everybody else from the file.
+
+Whoever has waited in vain spares the others the waiting (breaker.py), so a file that stays locked holds no request for
+longer than one wait.  That somebody writes does not keep anybody from reading, so there is a breaker for each: what
+can be read is told while nothing can be written.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from typing import Any, TypeVar
 
 from wsgi_admission.errors import StoreError, StoreUnavailable
 from wsgi_admission.stores import forks
+from wsgi_admission.stores.breaker import Breaker, Tripped
 from wsgi_admission.stores.mark import Mark
 
 # SQLITE_CORRUPT; what our statements meet when the text of the schema is hit; and what SQLite says when the list of
@@ -38,8 +43,15 @@ FORK_PATIENCE = 2.0
 T = TypeVar("T")
 
 
+class Locked(sqlite3.OperationalError):
+    """Others kept the file locked for as long as this was willing to wait."""
+
+
 def patiently(step: Callable[[], T], patience: float) -> T:
-    """Return ``step()``, tried again for ``patience`` seconds while the file is locked by somebody else."""
+    """Return ``step()``, tried again for ``patience`` seconds while the file is locked by somebody else.
+
+    :raises Locked: when it still is then.
+    """
     deadline = None
     while True:
         try:
@@ -50,7 +62,7 @@ def patiently(step: Callable[[], T], patience: float) -> T:
             if deadline is None:
                 deadline = time.monotonic() + patience
             if time.monotonic() >= deadline:
-                raise
+                raise Locked(str(error)) from error
         time.sleep(random.uniform(0.0002, 0.0008))  # noqa: S311 - apart from others, not secret
 
 
@@ -116,10 +128,17 @@ class Connections(forks.Forkable):
         self._closed = False
         # Held only while a connection is taken out, and across a fork.
         self._lock = threading.Lock()
-        self._turn = threading.Lock()
+        self._begin_anew()
         self._idle: deque[Connection] = deque()
         self._opened = 0
         super().__init__()
+
+    def _begin_anew(self) -> None:
+        """Make what must not come along into a fork: whose turn it was, and what was tried."""
+        self._turn = threading.Lock()
+        #: Around everything that reads.
+        self.reading = Breaker((Locked,))
+        self._writing = Breaker((Locked,))
 
     @contextmanager
     def writing(self, *, durable: bool = True) -> Iterator[Connection]:
@@ -130,6 +149,7 @@ class Connections(forks.Forkable):
         """
         deadline = time.monotonic() + self.patience
         turn = self._turn
+        self.check()  # before the waiting: who has the turn may be trying in vain
         if not turn.acquire(timeout=self.patience):
             raise unavailable(self.path, "other threads of this process keep it busy")
         try:
@@ -138,17 +158,26 @@ class Connections(forks.Forkable):
         finally:
             turn.release()
 
+    def check(self) -> None:
+        """Raise `StoreUnavailable` while nothing is written because the file was locked for too long a moment ago."""
+        try:
+            self.reading.check()
+            self._writing.check()
+        except Tripped as error:
+            raise self.failed(error) from error
+
     @contextmanager
     def _transaction(self, *, durable: bool, patience: float) -> Iterator[Connection]:
         connection = self._take()
         try:
-            connection.wait_for_disk(full=durable and self._full)
-            patiently(lambda: connection.execute("BEGIN IMMEDIATE"), patience)
-            yield connection
-            connection.execute("COMMIT")
+            with self._writing:
+                connection.wait_for_disk(full=durable and self._full)
+                patiently(lambda: connection.execute("BEGIN IMMEDIATE"), patience)
+                yield connection
+                connection.execute("COMMIT")
         except BaseException as error:
             _roll_back(connection)
-            if isinstance(error, (sqlite3.Error, OSError)):
+            if isinstance(error, (sqlite3.Error, OSError, Tripped)):
                 raise self.failed(error) from error
             raise
         finally:
@@ -159,8 +188,9 @@ class Connections(forks.Forkable):
         """Return the rows of one statement that runs on its own."""
         connection = self._take()
         try:
-            return patiently(lambda: connection.execute(sql, parameters).fetchall(), self.patience)
-        except sqlite3.Error as error:
+            with self.reading:
+                return patiently(lambda: connection.execute(sql, parameters).fetchall(), self.patience)
+        except (sqlite3.Error, Tripped) as error:
             raise self.failed(error) from error
         finally:
             self._give(connection)
@@ -191,7 +221,7 @@ class Connections(forks.Forkable):
     def after_fork(self) -> bool:
         """Let connections be taken out again."""
         if self.pid != os.getpid():
-            self._turn = threading.Lock()  # whose turn it was did not come along
+            self._begin_anew()
         self._lock.release()
         return self._opened == 0
 
@@ -204,9 +234,10 @@ class Connections(forks.Forkable):
                 connection = self._idle.pop()
             except IndexError:
                 try:
-                    connection = connect(self.path, patience=self.patience)
-                except sqlite3.Error as error:
-                    raise unavailable(self.path, error) from error
+                    with self.reading:
+                        connection = connect(self.path, patience=self.patience)
+                except (sqlite3.Error, Tripped) as error:
+                    raise self.failed(error) from error
                 self._opened += 1
             return connection
 

@@ -316,6 +316,7 @@ class SQLiteStore(Store):
 
     def health(self) -> dict[str, str]:
         """Read one row, and say which SQLite this is and how large its files are."""
+        self._connections.check()
         ((journal_mode,),) = self._connections.query("PRAGMA journal_mode")
         self._connections.query(SQL["workers"], {"line": self._line})
         wal = Path(f"{self._path}-wal")

@@ -14,11 +14,13 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from wsgi_admission.errors import StoreError
 from wsgi_admission.stores import forks
+from wsgi_admission.stores.breaker import Tripped
 from wsgi_admission.stores.connections import Connections, connect, patiently
 
 T = TypeVar("T")
@@ -52,9 +54,9 @@ class Watch(forks.Forkable):
         try:
             if self._is_sure():
                 return self._version
-            with self._lock:
+            with self._looking():
                 return self._token()
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, Tripped) as error:
             raise self._connections.failed(error) from error
 
     def cached(self, key: str, load: Callable[[sqlite3.Connection], T], of: Hashable = None) -> T:
@@ -63,9 +65,9 @@ class Watch(forks.Forkable):
             # Nearly every request: neither the lock nor SQLite is needed for what was read a moment ago.
             known = self._cache.get(key) if self._is_sure() else None
             if known is None or known[0] != (self._version, of):
-                with self._lock:
+                with self._looking():
                     known = self._look_up(key, load, of)
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, Tripped) as error:
             raise self._connections.failed(error) from error
         value: T = known[1]
         return value
@@ -86,6 +88,14 @@ class Watch(forks.Forkable):
         """Let everybody look again."""
         self._lock.release()
         return True
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """One thread at a time; not behind one that waits for a locked file in vain."""
+        reading = self._connections.reading
+        reading.check()
+        with self._lock, reading:
+            yield
 
     def _is_sure(self) -> bool:
         """Whether the version is still the right one, as far as that can be told without SQLite."""
