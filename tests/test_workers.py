@@ -19,7 +19,7 @@ from wsgi_admission.stores import Store
 from wsgi_admission.stores.memory import MemoryStore
 from wsgi_admission.stores.records import Worker
 from wsgi_admission.ticket import State, Ticket
-from wsgi_admission.workers import INTERRUPTED, Pool
+from wsgi_admission.workers import GIVE_UP, INTERRUPTED, Pool
 
 App = Callable[..., Iterable[bytes]]
 
@@ -461,17 +461,75 @@ def test_a_request_that_cannot_be_read_just_now_is_no_crash(floor: Floor, monkey
     assert len(floor.started) == 1
 
 
-def test_giving_up_on_an_answer_is_told(
-    floor: Floor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Catches: an answer dropped in silence."""
+def failing_finish(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ticket]:
+    """Let no answer be kept, and be asked again at once; return what keeps it."""
 
     def failing(*_args: Any, **_keys: Any) -> Ticket:
         raise StoreUnavailable("The disk is full.")
 
+    finish = floor.store.finish
     monkeypatch.setattr(floor.store, "finish", failing)
-    monkeypatch.setattr("wsgi_admission.workers.delay", lambda *_args, **_keys: 0.0)
+    monkeypatch.setattr("wsgi_admission.workers.delay", lambda *_args, **_keys: 0.001)
+    return finish
+
+
+def test_an_answer_that_waits_for_the_store_holds_no_slot_and_its_thread_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Catches: a store in trouble that takes the slots away from what could run at once; an answer left behind."""
+    floor = Floor(threads=1, slots=1, limits={"image": 1})
+    finish = failing_finish(floor, monkeypatch)
+    floor.go.set()
+    ticket = floor.put()
+    floor.pool.start()
+    until(lambda: floor.started and floor.slots.in_use() == 0)
+    slot = floor.slots.take("image")
+    assert slot is not None
+    assert floor.pool.runs.held() == [(ticket.id, 1)]
+    floor.pool.renew()
+    over: list[int] = []
+    draining = threading.Thread(target=lambda: over.append(floor.pool.drain(30)))
+    draining.start()
+    draining.join(0.05)
+    assert draining.is_alive(), "it waits for the answer"
+    assert floor.state(ticket) is State.PROCESSING
+    monkeypatch.setattr(floor.store, "finish", finish)
+    draining.join(30)
+    assert over == [0]
+    assert floor.state(ticket) is State.COMPLETED
+    slot.release()
+
+
+def test_an_answer_is_offered_to_the_store_until_this_process_leaves(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: an answer dropped while it could still be kept; a thread that asks a store that was closed."""
+    failing_finish(floor, monkeypatch)
+    tries: list[int] = []
+
+    def delay(retry: int, *_args: float, **_keys: float) -> float:
+        tries.append(retry)
+        return 0.0001
+
+    monkeypatch.setattr("wsgi_admission.workers.delay", delay)
+    floor.go.set()
+    ticket = floor.put()
+    floor.pool.start()
+    until(lambda: len(tries) > 200)
+    assert floor.pool.runs.held() == [(ticket.id, 1)]
+    assert floor.pool.drain(0) == 1
+    assert floor.state(ticket) is State.QUEUED, "handed back"
+    until(lambda: not floor.pool.runs.held())
+
+
+def test_giving_up_on_an_answer_is_told(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches: an answer dropped in silence."""
+    failing_finish(floor, monkeypatch)
     floor.go.set()
     floor.put()
     floor.pool.start()
+    until(lambda: floor.pool.runs.held() and floor.slots.in_use() == 0)
+    floor.seconds += GIVE_UP
     until(lambda: "ticket.unkept ticket=" in caplog.text)

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
+from itertools import count
 
 from wsgi_admission.errors import LeaseLost, StoreError, StoreUnavailable, UnknownTicket
 from wsgi_admission.logs import event
@@ -37,6 +38,8 @@ LEASE = 30.0
 INTERRUPTED = "The server had to stop while it ran, and it is not run twice by itself; you can retry it."
 #: Seconds after which a store's claim has succeeded or failed, whatever happens.
 CLAIM_TIMEOUT = 5.0
+#: Seconds after which an answer that the store does not take, although it leaves the lease, is given up.
+GIVE_UP = 3600.0
 #: Seconds between an idle thread's looks at the line.  A look costs microseconds while nothing has changed, and
 #: sees what no news could tell, such as a slot that another process gave back.
 LOOK_INTERVAL = 0.05
@@ -72,9 +75,11 @@ class Pool:
         self._slots = slots
         self._may_start = may_start
         self._clock = clock
+        self._monotonic = monotonic
         self._changed = threading.Condition()
         self._news = 0
         self._stopping = threading.Event()
+        self._left = threading.Event()
         self.runs = Runs(worker.threads, max_runtime or {}, clock=monotonic)
         self._store_fails = False
         self._threads = [
@@ -133,6 +138,7 @@ class Pool:
                 self._hand_back(run.ticket)
         if stuck:
             self._give_up()
+        self._left.set()
         # Idle threads end at once, and must not touch the store when it is closed.  One that is in the middle of a
         # run cannot be ended; what it still has to say is refused.
         if not rest:
@@ -267,9 +273,14 @@ class Pool:
         return replay(self._app, request, extras={MARK: ticket})
 
     def _finish(self, ticket: Ticket, outcome: Outcome) -> None:
-        """Keep the answer; a store that does not answer is asked again for as long as the lease holds."""
+        """Keep the answer, which needs no slot any more.
+
+        A store that fails is asked again, with the lease renewed meanwhile by the housekeeper, until it has taken the
+        answer or somebody else has the ticket, until this process has left, or for `GIVE_UP` seconds.
+        """
         state = State.COMPLETED if 0 < outcome.status < 500 else State.FAILED
-        for retry in range(64):
+        until = self._monotonic() + GIVE_UP
+        for retry in count():
             if outcome.response is not None:
                 outcome.response.body.seek(0)
             try:
@@ -278,13 +289,14 @@ class Pool:
                 )
             except LeaseLost:
                 _tell("ticket.late", ticket, level=logging.WARNING)
+                return
             except StoreError as error:
                 _tell_failing("finish", error, ticket)
-                threading.Event().wait(delay(retry, 0.0, 0.5, base=0.1, cap=LEASE / 6))
-                continue
             else:
                 _tell(f"ticket.{ended.state.value}", ticket, status=outcome.status or None, error=ended.error or None)
-            return
+                return
+            if self._left.wait(delay(retry, 0.0, 0.5, base=0.1, cap=LEASE / 6)) or self._monotonic() >= until:
+                break
         _tell("ticket.unkept", ticket, level=logging.ERROR)
 
 
