@@ -34,7 +34,9 @@ from wsgi_admission.stores.mark import Mark
 
 # SQLITE_CORRUPT; what our statements meet when the text of the schema is hit; and what SQLite says when the list of
 # free pages leads beyond the end of the file.
-_DAMAGE = re.compile(r"malformed|no such (?:table|column|index)|has no column|database or disk is full")
+_DAMAGE = re.compile(
+    r"malformed|no such (?:table|column|index)|has no column|database or disk is full|not a database|unsupported file"
+)
 # One damaged text must not make the line unreadable.
 _TEXT = functools.partial(str, encoding="utf-8", errors="replace")
 #: Seconds that a fork waits for transactions that are under way.
@@ -70,6 +72,8 @@ class Connection(sqlite3.Connection):
     """A connection that knows whether it waits for the disk at each commit."""
 
     full = True  # as SQLite has it
+    #: Which of the files that had this path it is open on.
+    generation = 0
 
     def wait_for_disk(self, *, full: bool) -> None:
         """Have commits on the disk when they return, or survive only the death of processes."""
@@ -78,9 +82,15 @@ class Connection(sqlite3.Connection):
             self.full = full
 
 
-def connect(path: Path, *, patience: float) -> Connection:
-    """Open a connection to a file that is there."""
+def connect(path: Path, *, patience: float, made: bool = True) -> Connection:
+    """Open a connection to a file that is there.
+
+    :param made: whether the file has been made, and is not new and empty.  SQLite takes an empty one for new, and
+        deletes a log that others may have open.
+    """
     forks.refuse_inherited()
+    if made and path.stat().st_size == 0:
+        raise sqlite3.DatabaseError("file is not a database, but empty")
     uri = f"{path.as_uri()}?mode=rw"
     connection = sqlite3.connect(
         uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False, factory=Connection
@@ -93,6 +103,15 @@ def connect(path: Path, *, patience: float) -> Connection:
         connection.close()
         raise
     return connection
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells the file at a path from others that were there; None if there is none."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - for every step: no Path is built for it
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def unavailable(path: Path, error: Exception | str) -> StoreUnavailable:
@@ -125,6 +144,10 @@ class Connections(forks.Forkable):
         except OSError as error:
             raise unavailable(path, error) from error
         self._full = full
+        self._file = identity(path)
+        #: What tells the shared memory of the log that is open here from others.
+        self.shared: tuple[int, int] | None = None
+        self._generation = 0
         self._closed = False
         # Held only while a connection is taken out, and across a fork.
         self._lock = threading.Lock()
@@ -175,6 +198,7 @@ class Connections(forks.Forkable):
                 patiently(lambda: connection.execute("BEGIN IMMEDIATE"), patience)
                 yield connection
                 connection.execute("COMMIT")
+            self.refuse_moved()
         except BaseException as error:
             _roll_back(connection)
             if isinstance(error, (sqlite3.Error, OSError, Tripped)):
@@ -199,6 +223,32 @@ class Connections(forks.Forkable):
         """Return what to raise for an error, and remember if it tells of damage."""
         self.damaged = self.damaged or is_damage(error)
         return unavailable(self.path, error)
+
+    @property
+    def moved(self) -> bool:
+        """Whether another file, or none, is at the path now.
+
+        What is written then is lost: nobody will find it.  And the log of the one file is no log of the other.
+        """
+        return identity(self.path) != self._file
+
+    def shared_memory(self) -> tuple[int, int] | None:
+        """Return what tells the shared memory of the log that is beside the path now from others."""
+        return identity(Path(f"{self.path}-shm"))
+
+    def refuse_moved(self) -> None:
+        """Raise `StoreUnavailable` if another file, or none, is at the path now."""
+        if self.moved:
+            raise unavailable(self.path, "it was removed, or another file put in its place")
+
+    def begin_anew(self) -> None:
+        """Take up the file that is at the path now; what is open on another one is closed once it is not in use."""
+        with self._lock:
+            self._generation += 1
+            self._file = identity(self.path)
+            self._close_idle()
+            old, self.mark = self.mark, Mark(self.path.with_name(f"{self.path.name}-mark"))
+            old.close()
 
     def close(self) -> None:
         """Close what is not in use; the others are closed when they come back."""
@@ -227,6 +277,7 @@ class Connections(forks.Forkable):
 
     def _take(self) -> Connection:
         self.refuse_inherited()
+        self.refuse_moved()
         with self._lock:
             if self._closed:
                 raise StoreError(f"The store {self.path} was closed.")
@@ -236,13 +287,14 @@ class Connections(forks.Forkable):
                 try:
                     with self.reading:
                         connection = connect(self.path, patience=self.patience)
-                except (sqlite3.Error, Tripped) as error:
+                except (sqlite3.Error, OSError, Tripped) as error:
                     raise self.failed(error) from error
+                connection.generation, self.shared = self._generation, self.shared_memory()
                 self._opened += 1
             return connection
 
     def _give(self, connection: Connection) -> None:
-        if self._closed or connection.in_transaction:
+        if self._closed or connection.in_transaction or connection.generation != self._generation:
             with self._lock:
                 connection.close()
                 self._opened -= 1

@@ -38,7 +38,6 @@ class Watch(forks.Forkable):
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
         self._path, self._patience = connections.path, connections.patience
-        self._mark = connections.mark
         self._seen: bytes | None = None
         self._version = 0
         self._sure_until = 0.0
@@ -72,6 +71,11 @@ class Watch(forks.Forkable):
         value: T = known[1]
         return value
 
+    def begin_anew(self) -> None:
+        """Take up the file that is at the path now."""
+        with self._lock:
+            self._close()
+
     def close(self) -> None:
         """Close the connection."""
         with self._lock:
@@ -99,7 +103,7 @@ class Watch(forks.Forkable):
 
     def _is_sure(self) -> bool:
         """Whether the version is still the right one, as far as that can be told without SQLite."""
-        return self._mark.read() == self._seen and time.monotonic() < self._sure_until
+        return self._connections.mark.read() == self._seen and time.monotonic() < self._sure_until
 
     def _look_up(self, key: str, load: Callable[[sqlite3.Connection], T], of: Hashable) -> tuple[Hashable, T]:
         token = (self._token(), of)
@@ -113,7 +117,7 @@ class Watch(forks.Forkable):
         if self._closed:
             raise StoreError(f"The store {self._path} was closed.")
         # Read before SQLite is asked: a commit in between is then noticed next time.
-        mark = self._mark.read()
+        mark = self._connections.mark.read()
         if mark == self._seen and time.monotonic() < self._sure_until:
             return self._version
         connection = self._open()
@@ -126,6 +130,7 @@ class Watch(forks.Forkable):
 
     def _open(self) -> sqlite3.Connection:
         self.refuse_inherited()
+        self._connections.refuse_moved()
         if self._connection is None:
             self._connection = connect(self._path, patience=self._patience)
             self._openings += 1
