@@ -17,7 +17,7 @@ import pytest
 
 from tests.store_model import ROUTES, recording, ticket
 from wsgi_admission.errors import AdmissionError, DamagedRecording, StoreError, StoreUnavailable, UnknownTicket
-from wsgi_admission.stores import checkpoints, mending
+from wsgi_admission.stores import checkpoints, mending, opening
 from wsgi_admission.stores.records import INLINE_BODY
 from wsgi_admission.stores.sqlite import SQLiteStore
 from wsgi_admission.ticket import State
@@ -446,3 +446,40 @@ def test_a_database_that_is_made_anew_has_nothing_of_the_log_of_another(path: Pa
         store.maintain(now=1)
         assert len(store.listing(State.PROCESSING)) == 1
         works(store)
+
+
+def test_a_file_that_was_emptied_is_not_opened_while_somebody_else_mends_it(path: Path) -> None:
+    """Catches: SQLite, which takes an empty file for new, and deletes the log that the others have open."""
+    with closing(SQLiteStore(path, durability="normal")) as store, closing(SQLiteStore(path)) as other:
+        works(store)
+        works(other)
+        log = path.with_name("line.db-wal").stat()
+        overwrite(path, b"")
+        with checkpoints.host_lock(f"{path}-lock"), pytest.raises(StoreUnavailable, match="mending"):
+            SQLiteStore(path, durability="normal")
+        store._connections._close_idle()
+        with pytest.raises(StoreUnavailable, match="empty"):
+            store.get("one")
+        assert os.path.samestat(path.with_name("line.db-wal").stat(), log)
+        store.maintain(now=1)
+        works(store)
+
+
+def test_a_new_file_is_not_taken_for_one_that_was_emptied(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a process that mends the file which another one is making in this moment."""
+    path.unlink()
+    making = opening._make_schema
+    tried: list[str] = []
+
+    def slowly(*args: Any) -> None:
+        if not tried:
+            tried.append("another one")
+            with pytest.raises(StoreUnavailable, match="mending"):
+                SQLiteStore(path, durability="normal")
+        making(*args)
+
+    monkeypatch.setattr(opening, "_make_schema", slowly)
+    with closing(SQLiteStore(path, durability="normal")) as store:
+        works(store)
+    assert tried
+    assert mending.aside(path) == []

@@ -47,13 +47,13 @@ def prepare(path: Path, *, patience: float) -> None:
     :raises StoreError: when the file must not be used, with what is wrong.
     """
     try:
-        _make_file(path, patience)
-        connection = connect(path, patience=patience, made=False)
-        try:
-            connection.wait_for_disk(full=True)
-            _make_schema(connection, path, patience)
-        finally:
-            connection.close()
+        _make_folder(path)
+        deadline = time.monotonic() + patience
+        while not (os.path.lexists(path) or _make_new(path, patience)):
+            if time.monotonic() >= deadline:
+                raise unavailable(path, "somebody else is at making it")
+            time.sleep(0.002)
+        _make_complete(path, patience)
     except sqlite3.OperationalError as error:
         raise unavailable(path, error) from error
     except sqlite3.DatabaseError as error:
@@ -92,32 +92,41 @@ def refuse_network(path: Path, mountinfo: str) -> None:
         )
 
 
-def _make_file(path: Path, patience: float) -> None:
+def _make_folder(path: Path) -> None:
     try:
         mountinfo = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape")
     except OSError:
         mountinfo = ""  # no Linux, or a closed jail: then nothing is known against the path
     refuse_network(path.parent, mountinfo)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    deadline = time.monotonic() + patience
-    while not (os.path.lexists(path) or _make_new(path)):
-        if time.monotonic() >= deadline:
-            raise unavailable(path, "somebody else is at making it")
-        time.sleep(0.002)
+
+
+def _make_new(path: Path, patience: float) -> bool:
+    """Make a file without the log of one that was there before; return False if somebody else is at it.
+
+    Who finds it empty, and has the lock, may take it for one that was emptied: it is not let go before it is complete.
+    """
+    with host_lock(f"{path}-lock") as held:
+        if held and not os.path.lexists(path):
+            remove_log(path)
+            os.mknod(path, 0o600 | stat.S_IFREG)  # unlike open() it leaves no descriptor whose closing drops locks
+            _make_complete(path, patience)
+        return held
+
+
+def _make_complete(path: Path, patience: float) -> None:
+    """Make what is missing in a file of ours."""
     status = path.lstat()
     if not stat.S_ISREG(status.st_mode):
         raise StoreError(f"{path} is not a plain file; links and devices are refused.")
     if status.st_uid != os.geteuid():
         raise StoreError(f"{path} belongs to user {status.st_uid}; this process runs as user {os.geteuid()}.")
-
-
-def _make_new(path: Path) -> bool:
-    """Make an empty file, without the log of one that was there before; return False if somebody else is at it."""
-    with host_lock(f"{path}-lock") as held:
-        if held and not os.path.lexists(path):
-            remove_log(path)
-            os.mknod(path, 0o600 | stat.S_IFREG)  # unlike open() it leaves no descriptor whose closing drops locks
-        return held
+    connection = connect(path, patience=patience, made=False)
+    try:
+        connection.wait_for_disk(full=True)
+        _make_schema(connection, path, patience)
+    finally:
+        connection.close()
 
 
 def remove_log(path: Path) -> None:

@@ -25,8 +25,8 @@ def prepare(path: Path, *, patience: float) -> None:
     """
     # Only a file that we have had open before: another one may be somebody's.
     ours = path.with_name(f"{path.name}-mark").exists()
-    if ours and mending.is_emptied(path):
-        _mend(path, patience)
+    if ours and mending.is_emptied(path) and not _mend(path, patience):
+        raise unavailable(path, "somebody else is at mending it")
     try:
         opening.prepare(path, patience=patience)
     except StoreError as error:
