@@ -382,7 +382,8 @@ def test_leases_of_what_runs_are_renewed_and_lost_ones_told(floor: Floor, caplog
     assert floor.store.requeue_expired(now=0.0) == 1
     with caplog.at_level(logging.WARNING):
         floor.pool.renew()
-    assert "ticket.lost ticket=" in caplog.text
+        floor.pool.renew()
+    assert caplog.text.count("ticket.lost ticket=") == 1
 
 
 def test_every_step_of_a_ticket_is_told_once(floor: Floor, caplog: pytest.LogCaptureFixture) -> None:
@@ -456,6 +457,35 @@ def test_a_request_that_cannot_be_read_just_now_is_no_crash(floor: Floor, monkey
     floor.go.set()
     ticket = floor.put(crash_retries=0)
     floor.pool.start()
+    until(lambda: floor.state(ticket) is State.COMPLETED)
+    assert floor.store.get(ticket.id).crashes == 0
+    assert len(floor.started) == 1
+
+
+def test_what_can_be_neither_read_nor_given_back_stays_leased(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a ticket that nobody renews while the store is away, and that counts as crashed when it is back."""
+    read, release, away = floor.store.request, floor.store.release, threading.Event()
+    tried: list[str] = []
+    away.set()
+
+    def failing(step: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **keys: Any) -> Any:
+            if away.is_set():
+                tried.append(step.__name__)
+                raise StoreUnavailable("away")
+            return step(*args, **keys)
+
+        return call
+
+    monkeypatch.setattr(floor.store, "request", failing(read))
+    monkeypatch.setattr(floor.store, "release", failing(release))
+    monkeypatch.setattr("wsgi_admission.workers.delay", lambda *_args, **_keys: 0.001)
+    floor.go.set()
+    ticket = floor.put(crash_retries=0)
+    floor.pool.start()
+    until(lambda: tried.count("release") > 2)
+    assert [held[0] for held in floor.pool.runs.held()] == [ticket.id]
+    away.clear()
     until(lambda: floor.state(ticket) is State.COMPLETED)
     assert floor.store.get(ticket.id).crashes == 0
     assert len(floor.started) == 1
