@@ -22,7 +22,7 @@ def clock() -> Clock:
 @pytest.fixture
 def breaker(clock: Clock) -> Breaker:
     """A breaker with a pause of a second."""
-    return Breaker(1.0, clock=clock)
+    return Breaker((Unconnected, TimedOut, OSError), pause=1.0, clock=clock)
 
 
 def fail(breaker: Breaker, error: BaseException) -> None:

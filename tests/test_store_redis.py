@@ -23,12 +23,8 @@ import pytest
 from tests.redis_servers import RedisServer, program, started
 from tests.store_model import ROUTES, read, recording, ticket
 from tests.support import free_port, until
-from wsgi_admission.errors import ConfigError, StoreError, StoreMismatch, StoreUnavailable
-from wsgi_admission.stores import check_url, fitness, news, open_store
-
-
 from wsgi_admission.errors import ConfigError, StoreError, StoreMismatch, StoreRefused, StoreUnavailable
-from wsgi_admission.stores import check_url, fitness, open_store
+from wsgi_admission.stores import check_url, fitness, news, open_store
 from wsgi_admission.stores import redis as module
 from wsgi_admission.stores.breaker import PAUSE
 from wsgi_admission.stores.records import INLINE_BODY, Tally

@@ -12,18 +12,21 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from tests.store_model import ROUTES, read, recording, ticket
+from tests.store_model import ROUTES, Clock, read, recording, ticket
 from tests.support import until
 from wsgi_admission.errors import KeyReused, LeaseLost, StoreError, StoreMismatch, StoreUnavailable, UnknownTicket
 from wsgi_admission.stores import bodies, checkpoints, connections, opening, pruning, rows, watch
 from wsgi_admission.stores.bodies import Bodies, Stored
+from wsgi_admission.stores.breaker import PAUSE, Tripped
 from wsgi_admission.stores.checkpoints import INTERVAL, WAL_LIMIT, wal_race
+from wsgi_admission.stores.connections import Locked
 from wsgi_admission.stores.mark import Mark
 from wsgi_admission.stores.opening import filesystem_type, refuse_network
 from wsgi_admission.stores.records import INLINE_BODY, Passed, Tally, Worker
@@ -235,7 +238,8 @@ def test_a_corrupt_file_is_an_error_of_the_store(path: Path) -> None:
     with closing(SQLiteStore(path)) as store, pytest.raises(StoreUnavailable, match=r"line\.db") as failed:
         store.put(ticket(), recording(), now=1)
     assert isinstance(failed.value.__cause__, sqlite3.DatabaseError)
-    path.write_bytes(b"no SQLite format" + content[16:])  # what could be mended is in test_mending.py
+    path.write_bytes(b"no SQLite format" + content[16:])
+    path.with_name("line.db-mark").unlink()  # what was never ours is nothing to mend; see test_mending.py
     with pytest.raises(StoreError, match=r"line\.db is not a SQLite database that can be read"):
         SQLiteStore(path)
 
@@ -459,6 +463,7 @@ def test_a_file_that_others_keep_locked_is_unavailable(open_store: OpenStore, pa
         assert files(path) == []
         assert store.counts() == {}, "reading goes on"
         other.execute("ROLLBACK")
+    store._connections._begin_anew()
     store.put(ticket(), recording(BIG), now=0)
     assert store.counts()["donor", "image"].accepted == 1
 
@@ -475,6 +480,66 @@ def test_a_file_that_is_locked_for_a_moment_is_waited_for(open_store: OpenStore,
         other.execute("ROLLBACK")
         thread.join(timeout=30)
     assert store.counts()["donor", "image"].accepted == 1
+
+
+def test_after_waiting_in_vain_nobody_waits_until_one_has_tried_again(open_store: OpenStore, path: Path) -> None:
+    """Catches: every request of a site waiting for a file that stays locked; a store that does not come back."""
+    store, clock = open_store(patience=0.01), Clock()
+    store._connections._writing._clock = clock
+    made = store.put(ticket(), recording(), now=0)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        for cause in (Locked, Tripped, Tripped):
+            with pytest.raises(StoreUnavailable) as failed:
+                store.put(ticket(), recording(), now=0)
+            assert isinstance(failed.value.__cause__, cause)
+        with pytest.raises(StoreUnavailable):
+            store.health()
+        assert store.get(made.id).id == made.id, "reading goes on"
+        clock.go_on(PAUSE)
+        assert store.health()["kind"] == "sqlite", "nothing is known against it"
+        with pytest.raises(StoreUnavailable) as failed:
+            run_one(store)
+        assert isinstance(failed.value.__cause__, Locked)
+    with pytest.raises(StoreUnavailable):
+        run_one(store)
+    clock.go_on(PAUSE)
+    assert run_one(store).id == made.id
+    assert store.put(ticket(), recording(), now=0).number == 2
+
+
+def test_who_waits_behind_one_that_waits_in_vain_does_not_wait_anew(open_store: OpenStore, path: Path) -> None:
+    """Catches: threads of one process that wait for a locked file one after the other."""
+    store = open_store(patience=0.3)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other, ThreadPoolExecutor(5) as threads:
+        other.execute("BEGIN IMMEDIATE")
+        puts = [threads.submit(store.put, ticket(), recording(), now=0) for _ in range(5)]
+        causes = [type(error.__cause__) for put in puts if (error := put.exception()) is not None]
+    assert len(causes) == 5
+    assert causes.count(Locked) == 1
+
+
+def test_a_file_that_cannot_even_be_read_is_waited_for_once(open_store: OpenStore, path: Path) -> None:
+    """Catches: a request that waits for each thing that it reads, and then again to be kept."""
+    store = open_store(patience=0.01)
+    store.close()
+    store = open_store(patience=0.01)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        steps: list[Callable[[], object]] = [
+            store.counts,
+            store.counts,
+            lambda: store.put(ticket(), recording(), now=0),
+            lambda: store.get("one"),
+            store.changed,
+        ]
+        causes = []
+        for step in steps:
+            with pytest.raises(StoreUnavailable) as failed:
+                step()
+            causes.append(type(failed.value.__cause__))
+        assert causes == [Locked, Tripped, Tripped, Tripped, Tripped]
 
 
 @contextmanager

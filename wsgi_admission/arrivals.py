@@ -22,22 +22,27 @@ _pause = threading.Event()  # never set
 log = logging.getLogger("wsgi_admission.arrivals")
 
 
-def received(environ: Environ, route: Route) -> Body | Answer | None:
-    """Read the body, or return the answer to a request whose body cannot be had."""
+def received(environ: Environ, route: Route) -> Body | None:
+    """Read the body; None if only the app can.
+
+    :raises AdmissionError: when it cannot be had.
+    """
     try:
         return receive(environ, max_body=route.max_body)
     except UntellableLength:
         return None  # as long as nothing has to wait, the app may read what we cannot
-    except AdmissionError as error:
-        return refusal(error)
 
 
-def refusal(error: AdmissionError) -> Answer:
-    """Return the answer to a request that can be neither run nor kept."""
+def refusal(error: AdmissionError, load: Callable[[], float], step: str) -> Answer:
+    """Return the answer to a request that can be neither run nor kept.
+
+    :param load: returns the load of this host, 0 to 1.
+    :param step: what failed, for the log.
+    """
     if isinstance(error, (RequestRefused, KeyReused)):
         return problem(int(error.status[:3]), str(error))
-    event(log, "store.failing", level=logging.ERROR, step="body", error=error)
-    return retry_later("The server cannot keep the request just now.", 1.0)
+    event(log, "store.failing", level=logging.ERROR, step=step, error=error)
+    return retry_later("The server cannot keep the request just now.", load())
 
 
 def ended(store: Store, ticket: Ticket, patience: float) -> Ticket:

@@ -174,13 +174,14 @@ class AdmissionMiddleware:
             return self.app(environ, start_response)
         if self._mode is _SHADOW:
             return self._shadow(process, route, environ, start_response)
-        body = received(environ, route)
-        if isinstance(body, Answer):
-            return body.send(environ, start_response)
+        try:
+            body = received(environ, route)
+        except AdmissionError as error:
+            return self._refusal(process, error, "body").send(environ, start_response)
         if environ.get("HTTP_IDEMPOTENCY_KEY", "").strip() and queueable(environ):
             return self._admit_once(process, route, body, environ, start_response)
         if process is None:
-            return self._run_or_refuse(self._spare_slots, route, body, environ, start_response)
+            return self._run_or_refuse(None, route, body, environ, start_response)
         who = self._identify(environ)
         if _verdict(self._mode, process, who, route) is _RUN:
             slot = _take(process.slots, route)
@@ -197,14 +198,17 @@ class AdmissionMiddleware:
         It always gets a ticket, which alone keeps the promise of a key, also to requests that come at the same time.
         """
         if process is None:
-            return _cannot_know(body).send(environ, start_response)
+            # Nobody knows whether it is in the line already, and a key promises one run.
+            close(body)
+            answer = retry_later("The server cannot keep the request just now.", self._load(None))
+            return answer.send(environ, start_response)
         who = self._identify(environ)
         try:
             key = key_of(environ, body)
             known = process.store.recall(route.name, who.client, *key)
         except AdmissionError as error:
             close(body)
-            return refusal(error).send(environ, start_response)
+            return self._refusal(process, error, "recall").send(environ, start_response)
         if known is not None:
             close(body)
             return process.api.admitted(known, environ, start_response)
@@ -239,21 +243,20 @@ class AdmissionMiddleware:
         if not queueable(environ):
             # It cannot be answered later, and may not get around the line either.
             close(body)
-            answer = retry_later("The server is busy, and this request cannot be queued.", process.load().value)
+            answer = retry_later("The server is busy, and this request cannot be queued.", self._load(process))
             return answer.send(environ, start_response)
         asked = time.monotonic()
         try:
             ticket = self._put(process, route, who, record(environ, body), key)
-        except (RequestRefused, KeyReused) as error:
-            close(body)
-            return refusal(error).send(environ, start_response)
-        except StoreError as error:
+        except (RequestRefused, KeyReused, StoreError) as error:
+            if key != NO_KEY or not isinstance(error, StoreError):
+                # Nobody knows whether it is there already, and a key promises that it runs once.
+                close(body)
+                return self._refusal(process, error, "put").send(environ, start_response)
             event(log, "store.failing", level=logging.ERROR, step="put", route=route.name, error=error)
-            if key != NO_KEY:
-                return _cannot_know(body).send(environ, start_response)
             if body is not None:
                 body.file.seek(0)
-            return self._run_or_refuse(process.slots, route, body, environ, start_response)
+            return self._run_or_refuse(process, route, body, environ, start_response)
         except BaseException:
             close(body)
             raise
@@ -292,24 +295,32 @@ class AdmissionMiddleware:
                 "timestamp": iso(time.time()),
             }
             return json_answer(200, health).send(environ, start_response)
-        return retry_later("The queue cannot be reached just now.", 1.0).send(environ, start_response)
+        return retry_later("The queue cannot be reached just now.", self._load(None)).send(environ, start_response)
 
     def _run_or_refuse(
-        self, slots: Slots, route: Route, body: Body | None, environ: Environ, start_response: StartResponse
+        self,
+        process: Process | None,
+        route: Route,
+        body: Body | None,
+        environ: Environ,
+        start_response: StartResponse,
     ) -> Iterable[bytes]:
         """Run a request that can be kept nowhere."""
-        slot = _take(slots, route)
+        slot = _take(self._spare_slots if process is None else process.slots, route)
         if slot is None:
             close(body)
-            answer = retry_later("The server is busy and cannot queue requests just now.", 1.0)
+            answer = retry_later("The server is busy and cannot queue requests just now.", self._load(process))
             return answer.send(environ, start_response)
         return run(self.app, environ, start_response, slot, lambda: close(body))
 
+    def _refusal(self, process: Process | None, error: AdmissionError, step: str) -> Answer:
+        return refusal(error, lambda: self._load(process), step)
 
-def _cannot_know(body: Body | None) -> Answer:
-    """Refuse a request with a key: nobody knows whether it is in the line already, and a key promises one run."""
-    close(body)
-    return retry_later("The server cannot keep the request just now.", 1.0)
+    def _load(self, process: Process | None) -> float:
+        """Return the load of this host; as far as it can be known, if the store cannot be opened."""
+        if process is None:
+            return min(1.0, self._spare_slots.in_use() / self.config.admission.max_concurrent)
+        return process.load().value
 
 
 def _verdict(mode: Mode, process: Process, who: Identity, route: Route) -> Verdict:

@@ -43,6 +43,8 @@ SAMPLE_INTERVAL = 0.5
 REPORT_INTERVAL = 5.0
 #: Seconds between looks for lost leases and things to write down.
 TIDY_INTERVAL = 1.0
+#: Seconds without a renewal after which leases that ran out say nothing, and for how long they do not.
+GAP, GRACE = 5.0, 10.0
 #: Direct runs remembered between two of those; what exceeds it is not counted.
 PASSED_KEPT = 100_000
 
@@ -104,6 +106,8 @@ class Process:
     alone: bool = False
     housekeeper: Housekeeper = field(init=False)
     left: bool = field(default=False, init=False)
+    renewed: float = field(default_factory=time.monotonic, init=False)
+    trusts_leases_from: float = field(default=0.0, init=False)
 
     def replayed(self, now: float) -> bool:
         """Return whether any process has reported lately that it replays.  ``now`` is seconds since the epoch."""
@@ -121,9 +125,16 @@ class Process:
     def leases(self) -> None:
         """Renew the leases of what runs here, then look for those that anybody lost.
 
-        In this order: after it was stopped for long, or the store was away, what runs here is not taken for lost.
+        After the store was away, or all of this host was stopped, nobody could renew: everybody gets the time to do so
+        before anything is taken for lost.
         """
         self.pool.renew()
+        now = time.monotonic()
+        if now - self.renewed > GAP:
+            self.trusts_leases_from = now + GRACE
+        self.renewed = now
+        if now < self.trusts_leases_from:
+            return
         if tickets := self.store.requeue_expired(now=time.time()):
             event(log, "leases.expired", level=logging.WARNING, tickets=tickets)
 

@@ -16,7 +16,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from itertools import count
 
 from wsgi_admission.errors import LeaseLost, StoreError, StoreUnavailable, UnknownTicket
 from wsgi_admission.logs import event
@@ -37,6 +38,8 @@ LEASE = 30.0
 INTERRUPTED = "The server had to stop while it ran, and it is not run twice by itself; you can retry it."
 #: Seconds after which a store's claim has succeeded or failed, whatever happens.
 CLAIM_TIMEOUT = 5.0
+#: Seconds after which an answer that the store does not take, although it leaves the lease, is given up.
+GIVE_UP = 3600.0
 #: Seconds between an idle thread's looks at the line.  A look costs microseconds while nothing has changed, and
 #: sees what no news could tell, such as a slot that another process gave back.
 LOOK_INTERVAL = 0.05
@@ -72,11 +75,14 @@ class Pool:
         self._slots = slots
         self._memory_short = memory_short
         self._clock = clock
+        self._monotonic = monotonic
         self._changed = threading.Condition()
         self._news = 0
         self._stopping = threading.Event()
+        self._left = threading.Event()
         self.runs = Runs(worker.threads, max_runtime or {}, clock=monotonic)
         self._store_fails = False
+        self._lost: set[tuple[str, int]] = set()
         self._threads = [
             threading.Thread(target=self._work, name=f"wsgi-admission-replay-{i + 1}", daemon=True)
             for i in range(worker.threads)
@@ -105,11 +111,12 @@ class Pool:
             self.wake()
 
     def renew(self) -> None:
-        """Renew the leases of what runs; log those that are lost."""
+        """Renew the leases of what runs; log those that are lost.  The store is written to even when nothing runs."""
         held = self.runs.held()
-        lost = set(held) - self._store.renew(held, lease=LEASE) if held else set()
-        for ticket_id, attempt in lost & set(self.runs.held()):
+        lost = (set(held) - self._store.renew(held, lease=LEASE)) & set(self.runs.held())
+        for ticket_id, attempt in lost - self._lost:
             event(log, "ticket.lost", level=logging.WARNING, ticket=ticket_id, attempt=attempt)
+        self._lost = lost
 
     def stop(self) -> None:
         """Claim nothing more.  What runs goes on."""
@@ -133,6 +140,7 @@ class Pool:
                 self._hand_back(run.ticket)
         if stuck:
             self._give_up()
+        self._left.set()
         # Idle threads end at once, and must not touch the store when it is closed.  One that is in the middle of a
         # run cannot be ended; what it still has to say is refused.
         if not rest:
@@ -217,29 +225,41 @@ class Pool:
             return None if self._slots.in_use() else self._slots.take(None)
 
     def _claim(self, slot: Slot, waiting: Iterable[str]) -> Run | None:
+        allowed = False
         with self.runs.claiming():
             # Looked at inside: whoever has told us to stop, and sees no claim under way then, relies on it.
             if self._stopping.is_set():
                 return None
             with self._slots.turn() if self._slots.limited(waiting) else nullcontext():
-                ticket = self._claim_first(slot, waiting)
-            return None if ticket is None else self.runs.begin(ticket, slot)
+                ticket = self._claim_first(waiting)
+                if ticket is None:
+                    return None
+                run = self.runs.begin(ticket, slot)
+                with suppress(StoreError):  # a kernel that cannot lock allows nothing
+                    # A newcomer of a better tier may have filled the route meanwhile.
+                    allowed = not self._stopping.is_set() and self._slots.allow(slot, ticket.route)
+        if not allowed:
+            self._return(run)
+        return run if allowed else None
 
-    def _claim_first(self, slot: Slot, waiting: Iterable[str]) -> Ticket | None:
+    def _claim_first(self, waiting: Iterable[str]) -> Ticket | None:
         # No slot of a route is held while the store chooses: to others its route would look full, and they would
         # overtake what waits for it.
         free = self._free(waiting)
-        ticket = self._store.claim(self.worker.id, now=self._clock(), lease=LEASE, routes=free) if free else None
-        if ticket is None:
-            return None
-        allowed = False
+        return self._store.claim(self.worker.id, now=self._clock(), lease=LEASE, routes=free) if free else None
+
+    def _return(self, run: Run) -> None:
+        """Give back what was claimed and has not run; the lease is renewed until that is done."""
+        ticket = run.ticket
         try:
-            # A newcomer of a better tier may have filled the route meanwhile.
-            allowed = not self._stopping.is_set() and self._slots.allow(slot, ticket.route)
+            if self._insist(
+                "release", ticket, lambda: self._store.release(ticket.id, ticket.attempt, now=self._clock())
+            ):
+                _tell("ticket.requeued", ticket, reason="store")
+        except LeaseLost:
+            pass  # it is back already
         finally:
-            if not allowed:
-                self._store.release(ticket.id, ticket.attempt, now=self._clock())
-        return ticket if allowed else None
+            self.runs.end(run)
 
     def _free(self, routes: Iterable[str]) -> list[str]:
         return [route for route in routes if not self._slots.full(route)]
@@ -249,18 +269,18 @@ class Pool:
         _tell("ticket.started", ticket)
         try:
             outcome = self._outcome(ticket)
-            self.runs.answered(run)
-            try:
-                self._finish(ticket, outcome)
-            finally:
-                if outcome.response is not None:
-                    outcome.response.body.close()
         except StoreUnavailable as error:
-            # Only reading the request raises this: the app was not called, and the ticket waits on in its place.
+            # The app was not called, and the ticket waits on in its place.
             _tell_failing("request", error, ticket)
-            self._store.release(ticket.id, ticket.attempt, now=self._clock())
+            self._return(run)
             _tell("ticket.requeued", ticket, reason="store")
+            return
+        try:
+            self.runs.answered(run)
+            self._finish(ticket, outcome)
         finally:
+            if outcome.response is not None:
+                outcome.response.body.close()
             self.runs.end(run)
 
     def _outcome(self, ticket: Ticket) -> Outcome:
@@ -274,25 +294,43 @@ class Pool:
         return replay(self._app, request, extras={MARK: ticket})
 
     def _finish(self, ticket: Ticket, outcome: Outcome) -> None:
-        """Keep the answer; a store that does not answer is asked again for as long as the lease holds."""
+        """Keep the answer, which needs no slot any more."""
         state = State.COMPLETED if 0 < outcome.status < 500 else State.FAILED
-        for retry in range(64):
+
+        def finish() -> None:
             if outcome.response is not None:
                 outcome.response.body.seek(0)
+            now = self._clock()
+            ended = self._store.finish(ticket.id, ticket.attempt, state, outcome.response, now=now, error=outcome.error)
+            _tell(f"ticket.{ended.state.value}", ticket, status=outcome.status or None, error=ended.error or None)
+
+        try:
+            if not self._insist("finish", ticket, finish):
+                _tell("ticket.unkept", ticket, level=logging.ERROR)
+        except LeaseLost:
+            _tell("ticket.late", ticket, level=logging.WARNING)
+
+    def _insist(self, name: str, ticket: Ticket, step: Callable[[], None]) -> bool:
+        """Do a step of the store, again and again while it fails; return whether it was done.
+
+        The housekeeper renews the lease meanwhile.  It is given up when this process has left, and after `GIVE_UP`
+        seconds.
+
+        :raises LeaseLost: when somebody else has the ticket.
+        """
+        until = self._monotonic() + GIVE_UP
+        for retry in count():
             try:
-                ended = self._store.finish(
-                    ticket.id, ticket.attempt, state, outcome.response, now=self._clock(), error=outcome.error
-                )
+                step()
             except LeaseLost:
-                _tell("ticket.late", ticket, level=logging.WARNING)
+                raise
             except StoreError as error:
-                _tell_failing("finish", error, ticket)
-                threading.Event().wait(delay(retry, 0.0, 0.5, base=0.1, cap=LEASE / 6))
-                continue
+                _tell_failing(name, error, ticket)
             else:
-                _tell(f"ticket.{ended.state.value}", ticket, status=outcome.status or None, error=ended.error or None)
-            return
-        _tell("ticket.unkept", ticket, level=logging.ERROR)
+                return True
+            if self._left.wait(delay(retry, 0.0, 0.5, base=0.1, cap=LEASE / 6)) or self._monotonic() >= until:
+                break
+        return False
 
 
 def _tell(name: str, ticket: Ticket, *, level: int = logging.INFO, **more: object) -> None:

@@ -19,6 +19,10 @@ from tests.support import PATIENCE, Reply, Server, until
 from wsgi_admission.stores import open_store
 from wsgi_admission.ticket import State
 
+#: Seconds within which every request is answered in trouble, with some more for a busy machine and the run itself.
+ANSWERED = 2.0 + 0.5
+#: Seconds within which requests are kept again once the trouble is over.
+BACK = 5.0
 CONFIG = """
 [admission]
 mode = queue_all
@@ -100,10 +104,10 @@ def visited(site: Server, history: Path, *, slow: float = 0.0) -> Iterator[Visit
         visits.end()
 
 
-def go_on(visits: Visits, tickets: int) -> None:
+def go_on(visits: Visits, tickets: int, patience: float = PATIENCE) -> None:
     """Wait until so many more tickets have been accepted."""
     goal = visits.statuses[202] + tickets
-    until(lambda: visits.statuses[202] >= goal, "some tickets")
+    until(lambda: visits.statuses[202] >= goal, "some tickets", patience)
 
 
 def emptied(url: str) -> Counter[str]:

@@ -15,7 +15,7 @@ import pytest
 from tests.redis_servers import RedisServer, started
 from tests.reliability.delaying import Network
 from tests.reliability.history import check
-from tests.reliability.running import CONFIG, Visits, at_the_end, emptied, go_on, visited
+from tests.reliability.running import ANSWERED, BACK, CONFIG, Visits, at_the_end, emptied, go_on, visited
 from tests.reliability.size import sized
 from tests.support import Server, gunicorn, ini, until
 
@@ -24,10 +24,6 @@ KILLS = sized(2, 20)
 AWAY, CUT, SLOW = 0.5, sized(1.0, 30.0), sized(2.0, 30.0)
 #: Seconds by which every answer of the slow server is late.
 DELAY = 0.5
-#: Seconds within which every request is answered, with some more for a busy machine and the run itself.
-ANSWERED = 2.0 + 0.5
-#: Seconds within which requests are kept again once the server is back.
-BACK = 5.0
 #: Slots of the site, and requests that come at once: more than there are slots.
 SLOTS, CROWD = 6, 9
 #: Seconds that a request of the crowd takes.

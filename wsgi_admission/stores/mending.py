@@ -5,6 +5,10 @@ them to close it would delete the new one's write-ahead log, which it knows by i
 replaced by an empty schema through SQLite itself, as one transaction that every open connection of every process
 notices (https://www.sqlite.org/howtocorrupt.html, 2.5, and https://www.sqlite.org/backup.html).
 
+A file whose header is broken, or that was emptied, is none that SQLite would open, and an empty one would cost the
+others the log that they have open.  So it first gets a new header, in its place
+(https://www.sqlite.org/fileformat.html, 1.3): if nothing else is wrong that is all it needs.
+
 What was in the line is lost with it; the copy is for whoever wants to save what can be read.
 """
 
@@ -15,6 +19,7 @@ import logging
 import os
 import shutil
 import sqlite3
+import struct
 import time
 from contextlib import closing, suppress
 from pathlib import Path
@@ -22,7 +27,7 @@ from pathlib import Path
 from wsgi_admission.stores import forks
 from wsgi_admission.stores.checkpoints import host_lock
 from wsgi_admission.stores.connections import is_damage
-from wsgi_admission.stores.opening import empty
+from wsgi_admission.stores.opening import APPLICATION_ID, SCHEMA_VERSION, empty
 
 log = logging.getLogger("wsgi_admission.stores")
 
@@ -31,6 +36,9 @@ _SCHEMA = "SELECT CAST(name AS BLOB), CAST(sql AS BLOB) FROM sqlite_master ORDER
 LOOK_EVERY = 24 * 3600.0
 #: ... and the largest that is looked through so, in bytes: about as many as take a second.
 LOOKED_THROUGH = 256 << 20
+# The size of the pages of every database that we make, and what follows the header in one that has no tables.
+_PAGE = 4096
+_EMPTY = struct.pack(">BHHHB", 13, 0, 0, _PAGE, 0)
 #: What the copies' names have behind that of the database.
 ASIDE = ".damaged-"
 
@@ -58,6 +66,14 @@ def due(path: Path, opened: float, *, now: float) -> bool:
     return False
 
 
+def is_emptied(path: Path) -> bool:
+    """Whether there is a file of no length."""
+    try:
+        return os.stat(path).st_size == 0  # noqa: PTH116 - every second: no Path is built for it
+    except FileNotFoundError:
+        return False
+
+
 def mend(path: Path, *, patience: float) -> bool:
     """Look whether the database is damaged; if it is, put a copy aside and empty it.
 
@@ -70,10 +86,13 @@ def mend(path: Path, *, patience: float) -> bool:
         if not held:
             return False
         os.utime(f"{path}-lock")
+        copy = _copy_headless(path, patience)
         with closing(_open(path, patience)) as connection:
             if _is_sound(connection):
+                if copy is not None:
+                    log.error("the header of the database %s was damaged and is mended; a copy of it is %s", path, copy)
                 return True
-            copy = _copy(path, connection)
+            copy = copy or _copy(path, connection)
             # Where only an index is wrong nothing is lost: it is made anew from its table.
             with suppress(sqlite3.DatabaseError):
                 connection.execute("REINDEX")
@@ -97,6 +116,39 @@ def _open(path: Path, patience: float) -> sqlite3.Connection:
     return connection
 
 
+def _copy_headless(path: Path, patience: float) -> Path | None:
+    """Copy a file that SQLite does not take for a database, and give it a header; return the copy, if there is one."""
+    if not is_emptied(path):
+        with closing(_open(path, patience)) as connection:
+            try:
+                connection.execute("PRAGMA schema_version").fetchone()
+            except sqlite3.DatabaseError as error:
+                if "not a database" not in str(error) and "unsupported file" not in str(error):
+                    raise
+            else:
+                return None
+    copy = _copy(path, None)
+    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)  # left open, as in _copy_file
+    whole = os.fstat(descriptor).st_size >= _PAGE
+    os.pwrite(descriptor, _header() if whole else (_header() + _EMPTY).ljust(_PAGE, b"\0"), 0)
+    os.fsync(descriptor)
+    return copy
+
+
+def _header() -> bytes:
+    """Return the first 100 bytes of a database of ours that has no free pages."""
+    with closing(empty()) as ours:
+        ((largest_root,),) = ours.execute("SELECT MAX(rootpage) FROM sqlite_master").fetchall()
+        ((cookie,),) = ours.execute("PRAGMA schema_version").fetchall()
+    # The version that the size is valid for (the last but one) is not the current one: the size is that of the file.
+    return struct.pack(
+        ">16sHBBBBBB12I20xII",
+        *(b"SQLite format 3\0", _PAGE, 2, 2, 0, 64, 32, 32),
+        *(1, 0, 0, 0, cookie, 4, 0, largest_root, 1, SCHEMA_VERSION, 1, APPLICATION_ID),
+        *(0, 0),
+    )
+
+
 def _is_sound(connection: sqlite3.Connection) -> bool:
     try:
         with closing(empty()) as nothing:
@@ -108,19 +160,18 @@ def _is_sound(connection: sqlite3.Connection) -> bool:
         raise
 
 
-def _copy(path: Path, connection: sqlite3.Connection) -> Path:
+def _copy(path: Path, connection: sqlite3.Connection | None) -> Path:
     """Copy the database and its log while nobody writes; return the copy's path."""
     copy = path.with_name(f"{path.name}{ASIDE}{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}")
-    locked = False
-    with suppress(sqlite3.DatabaseError):  # a damaged one may refuse
-        connection.execute("BEGIN IMMEDIATE")
-        locked = True
+    if connection is not None:
+        with suppress(sqlite3.DatabaseError):  # a damaged one may refuse
+            connection.execute("BEGIN IMMEDIATE")
     try:
         for end in ("", "-wal"):
             with suppress(FileNotFoundError):
                 _copy_file(Path(f"{path}{end}"), Path(f"{copy}{end}"))
     finally:
-        if locked:
+        if connection is not None and connection.in_transaction:
             connection.execute("ROLLBACK")
     return copy
 

@@ -11,10 +11,12 @@ import os
 import re
 import sqlite3
 import stat
+import time
 from importlib import resources
 from pathlib import Path
 
 from wsgi_admission.errors import StoreError, StoreMismatch
+from wsgi_admission.stores.checkpoints import host_lock
 from wsgi_admission.stores.connections import connect, patiently, unavailable
 
 #: PRAGMA application_id and user_version of our files, as set in schema.sql.
@@ -45,13 +47,13 @@ def prepare(path: Path, *, patience: float) -> None:
     :raises StoreError: when the file must not be used, with what is wrong.
     """
     try:
-        _make_file(path)
-        connection = connect(path, patience=patience)
-        try:
-            connection.wait_for_disk(full=True)
-            _make_schema(connection, path, patience)
-        finally:
-            connection.close()
+        _make_folder(path)
+        deadline = time.monotonic() + patience
+        while not (os.path.lexists(path) or _make_new(path, patience)):
+            if time.monotonic() >= deadline:
+                raise unavailable(path, "somebody else is at making it")
+            time.sleep(0.002)
+        _make_complete(path, patience)
     except sqlite3.OperationalError as error:
         raise unavailable(path, error) from error
     except sqlite3.DatabaseError as error:
@@ -90,22 +92,47 @@ def refuse_network(path: Path, mountinfo: str) -> None:
         )
 
 
-def _make_file(path: Path) -> None:
+def _make_folder(path: Path) -> None:
     try:
         mountinfo = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape")
     except OSError:
         mountinfo = ""  # no Linux, or a closed jail: then nothing is known against the path
     refuse_network(path.parent, mountinfo)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        os.mknod(path, 0o600 | stat.S_IFREG)  # unlike open() it leaves no descriptor whose closing drops locks
-    except FileExistsError:
-        pass
+
+
+def _make_new(path: Path, patience: float) -> bool:
+    """Make a file without the log of one that was there before; return False if somebody else is at it.
+
+    Who finds it empty, and has the lock, may take it for one that was emptied: it is not let go before it is complete.
+    """
+    with host_lock(f"{path}-lock") as held:
+        if held and not os.path.lexists(path):
+            remove_log(path)
+            os.mknod(path, 0o600 | stat.S_IFREG)  # unlike open() it leaves no descriptor whose closing drops locks
+            _make_complete(path, patience)
+        return held
+
+
+def _make_complete(path: Path, patience: float) -> None:
+    """Make what is missing in a file of ours."""
     status = path.lstat()
     if not stat.S_ISREG(status.st_mode):
         raise StoreError(f"{path} is not a plain file; links and devices are refused.")
     if status.st_uid != os.geteuid():
         raise StoreError(f"{path} belongs to user {status.st_uid}; this process runs as user {os.geteuid()}.")
+    connection = connect(path, patience=patience, made=False)
+    try:
+        connection.wait_for_disk(full=True)
+        _make_schema(connection, path, patience)
+    finally:
+        connection.close()
+
+
+def remove_log(path: Path) -> None:
+    """Remove the write-ahead log of a database that is no longer at this path."""
+    for end in ("-wal", "-shm"):
+        Path(f"{path}{end}").unlink(missing_ok=True)
 
 
 def _make_schema(connection: sqlite3.Connection, path: Path, patience: float) -> None:

@@ -167,7 +167,7 @@ class _Own:
     def __init__(self, pause: float) -> None:
         self.pid = os.getpid()
         self.closed = False
-        self.breaker = Breaker(pause)
+        self.breaker = Breaker((Unconnected, TimedOut, OSError), pause=pause)
         self._idle: list[Wire] = []
 
     def idle(self) -> Wire | None:
