@@ -16,12 +16,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.store_model import ROUTES, Clock, read, recording, ticket
 from tests.support import until
-from wsgi_admission.errors import KeyReused, LeaseLost, StoreError, StoreMismatch, StoreUnavailable, UnknownTicket
+from wsgi_admission.errors import (
+    DamagedRecording,
+    KeyReused,
+    LeaseLost,
+    StoreError,
+    StoreMismatch,
+    StoreUnavailable,
+    UnknownTicket,
+)
 from wsgi_admission.stores import bodies, checkpoints, connections, opening, pruning, rows, watch
 from wsgi_admission.stores.bodies import Bodies, Stored
 from wsgi_admission.stores.breaker import PAUSE, Tripped
@@ -650,6 +659,52 @@ def test_a_body_that_cannot_be_read_leaves_nothing(store: SQLiteStore, path: Pat
         store.put(ticket(), request, now=0)
     assert files(path) == []
     assert store.counts() == {}
+
+
+@pytest.mark.parametrize("broken", [BIG[:-1] + b"y", BIG[:-1], BIG + b"x", b""])
+def test_a_large_body_with_a_wrong_byte_is_told_and_not_used(store: SQLiteStore, path: Path, broken: bytes) -> None:
+    """Catches: somebody who gets, and an app that runs, what nobody has sent."""
+    store.put(ticket(), recording(BIG), now=0)
+    run = run_one(store)
+    (kept,) = Path(f"{path}.bodies").iterdir()
+    kept.write_bytes(broken)
+    with pytest.raises(DamagedRecording, match="request"):
+        store.request(run.id)
+    store.finish(run.id, 1, State.COMPLETED, recording(BIG), now=1)
+    assert read(store.response(run.id)) == read(recording(BIG))
+    (kept,) = Path(f"{path}.bodies").iterdir()
+    kept.write_bytes(broken)
+    with pytest.raises(DamagedRecording, match="response"):
+        store.response(run.id)
+    assert not store._connections.damaged, "the database is sound"
+
+
+def test_a_body_of_a_version_without_checksums_is_still_read(store: SQLiteStore, path: Path) -> None:
+    """Catches: an update that loses what waits."""
+    folder = Path(f"{path}.bodies")
+    folder.mkdir()
+    (folder / "0123456789abcdef0123456789abcdef").write_bytes(BIG)
+    old = Stored("{}", None, "0123456789abcdef0123456789abcdef", len(BIG))
+    found = store._bodies.recording(lambda: old)
+    assert read(found) == ("{}", BIG, len(BIG))
+
+
+def test_a_file_that_is_erased_during_a_sweep_does_not_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a sweep that ends without a word as soon as anybody else erases something."""
+    for name in ("erased", "orphan"):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+
+    @contextmanager
+    def scandir(directory: Path) -> Iterator[list[os.DirEntry[str]]]:
+        with os.scandir(directory) as entries:
+            found = list(entries)
+        (tmp_path / "erased").unlink()
+        yield sorted(found, key=lambda entry: entry.name)
+
+    monkeypatch.setattr(bodies, "os", SimpleNamespace(**{**vars(os), "scandir": scandir}))
+    Bodies(tmp_path, durable=False).sweep(list, now=1e9)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_old_files_that_nobody_names_are_swept(open_store: OpenStore, path: Path) -> None:

@@ -20,7 +20,7 @@ from wsgi_admission import host
 from wsgi_admission.errors import DamagedRecording, LeaseLost, UnknownTicket
 from wsgi_admission.replay import Recording
 from wsgi_admission.stores import Store, mending, moves, pruning, rows, upkeep
-from wsgi_admission.stores.bodies import Bodies, Stored
+from wsgi_admission.stores.bodies import Bodies, Stored, WrongBody
 from wsgi_admission.stores.checkpoints import wal_race
 from wsgi_admission.stores.connections import Connections
 from wsgi_admission.stores.records import WORKER_ALIVE, Counts, Minute, Passed, Statistics, Worker
@@ -244,14 +244,14 @@ class SQLiteStore(Store):
 
     def request(self, ticket_id: str) -> Recording:
         """Read the request's row, and open its file if it has one."""
-        request = self._bodies.recording(lambda: self._stored("request", ticket_id))
+        request = self._recording("request", ticket_id)
         if request is None:
             raise UnknownTicket(ticket_id)
         return request
 
     def response(self, ticket_id: str) -> Recording | None:
         """Read the response's row, and open its file if it has one."""
-        response = self._bodies.recording(lambda: self._stored("response", ticket_id))
+        response = self._recording("response", ticket_id)
         if response is None:
             self.get(ticket_id)
         return response
@@ -333,6 +333,12 @@ class SQLiteStore(Store):
 
     def _key(self, route: str, client: str, key: str, digest: str) -> dict[str, str]:
         return {"line": self._line, "route": route, "client": client, "key": key, "digest": digest}
+
+    def _recording(self, kind: str, ticket_id: str) -> Recording | None:
+        try:
+            return self._bodies.recording(lambda: self._stored(kind, ticket_id))
+        except WrongBody as error:
+            raise DamagedRecording(ticket_id, kind) from error
 
     def _stored(self, kind: str, ticket_id: str) -> Stored | None:
         for *row, crc in self._connections.query(SQL[kind], self._named(ticket_id)):
