@@ -484,6 +484,22 @@ def test_a_ticket_that_was_written_just_before_its_file_was_deleted_is_not_accep
         works(store)
 
 
+def test_a_file_of_which_nothing_can_be_told_is_not_taken_for_moved(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: a ticket that is there although its client was told that it is not."""
+    with closing(SQLiteStore(path, durability="normal")) as store:
+        works(store)
+
+        def failing(*_args: object, **_keys: object) -> None:
+            raise OSError(errno.EIO, "planted")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "stat", failing)
+            kept = store.put(ticket(), recording(), now=1)
+        assert store.get(kept.id).id == kept.id
+
+
 def test_a_database_that_is_made_anew_has_nothing_of_the_log_of_another(path: Path) -> None:
     """Catches: a start after somebody deleted the database and left its log."""
     with closing(SQLiteStore(path, durability="normal")) as store:

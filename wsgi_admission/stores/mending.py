@@ -70,7 +70,7 @@ def is_emptied(path: Path) -> bool:
     """Whether there is a file of no length."""
     try:
         return os.stat(path).st_size == 0  # noqa: PTH116 - every second: no Path is built for it
-    except FileNotFoundError:
+    except OSError:
         return False
 
 
