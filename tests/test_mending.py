@@ -16,7 +16,14 @@ from typing import Any
 import pytest
 
 from tests.store_model import ROUTES, recording, ticket
-from wsgi_admission.errors import AdmissionError, DamagedRecording, StoreError, StoreUnavailable, UnknownTicket
+from wsgi_admission.errors import (
+    AdmissionError,
+    DamagedRecording,
+    StoreError,
+    StoreMismatch,
+    StoreUnavailable,
+    UnknownTicket,
+)
 from wsgi_admission.stores import checkpoints, mending, opening
 from wsgi_admission.stores.records import INLINE_BODY
 from wsgi_admission.stores.sqlite import SQLiteStore
@@ -272,6 +279,48 @@ def test_a_sound_database_is_looked_through_once_after_a_start_and_once_a_day(
     large.close()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ANALYZE",
+        "CREATE INDEX my_report ON tickets (created_at)",
+        "CREATE TABLE my_notes (id TEXT)",
+        "ALTER TABLE tickets ADD COLUMN mine TEXT DEFAULT 'x'",
+        "DROP INDEX {index}",
+    ],
+)
+def test_what_somebody_changes_in_the_schema_costs_no_ticket(path: Path, change: str) -> None:
+    """Catches: a line that is emptied because somebody has added an index, or asked for ANALYZE."""
+    with closing(SQLiteStore(path)) as store:
+        before = store.counts()
+        assert sum(tally.queued for tally in before.values()) == 61
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            ((index,),) = connection.execute(
+                "SELECT MIN(name) FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"
+            ).fetchall()
+            connection.execute(change.format(index=index))
+        store.maintain(now=time.time())
+        assert store.counts() == before
+        assert store.claim("w", now=1, lease=30, routes=ROUTES) is not None
+        store.put(ticket(), recording(), now=1)
+        assert mending.aside(path) == []
+    SQLiteStore(path).close()
+
+
+def test_a_line_of_another_version_is_never_emptied(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Catches: an old process that wipes what a new one, which runs beside it, has migrated."""
+    with closing(SQLiteStore(path)) as store:
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute("ALTER TABLE tickets ADD COLUMN newer TEXT")
+            connection.execute(f"PRAGMA user_version = {opening.SCHEMA_VERSION + 1}")
+        with pytest.raises(StoreMismatch, match="a newer version"):
+            store.maintain(now=time.time())
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT COUNT(newer IS NULL) FROM tickets").fetchone() == (61,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (opening.SCHEMA_VERSION + 1,)
+    assert mending.aside(path) == []
+
+
 def test_a_full_disk_is_no_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches: a line that is emptied, or looked through every second, because the disk is full."""
     store = SQLiteStore(path, durability="normal")
@@ -433,6 +482,22 @@ def test_a_ticket_that_was_written_just_before_its_file_was_deleted_is_not_accep
             path.unlink()
         store.maintain(now=1)
         works(store)
+
+
+def test_a_file_of_which_nothing_can_be_told_is_not_taken_for_moved(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: a ticket that is there although its client was told that it is not."""
+    with closing(SQLiteStore(path, durability="normal")) as store:
+        works(store)
+
+        def failing(*_args: object, **_keys: object) -> None:
+            raise OSError(errno.EIO, "planted")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "stat", failing)
+            kept = store.put(ticket(), recording(), now=1)
+        assert store.get(kept.id).id == kept.id
 
 
 def test_a_database_that_is_made_anew_has_nothing_of_the_log_of_another(path: Path) -> None:

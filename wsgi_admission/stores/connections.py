@@ -106,10 +106,13 @@ def connect(path: Path, *, patience: float, made: bool = True) -> Connection:
 
 
 def identity(path: Path) -> tuple[int, int] | None:
-    """Return what tells the file at a path from others that were there; None if there is none."""
+    """Return what tells the file at a path from others that were there; None if there is none.
+
+    :raises OSError: when that cannot be told.
+    """
     try:
         status = os.stat(path)  # noqa: PTH116 - for every step: no Path is built for it
-    except OSError:
+    except FileNotFoundError:
         return None
     return status.st_dev, status.st_ino
 
@@ -140,11 +143,11 @@ class Connections(forks.Forkable):
         self.path = path
         self.patience = patience
         try:
+            self._file = identity(path)
             self.mark = Mark(path.with_name(f"{path.name}-mark"))
         except OSError as error:
             raise unavailable(path, error) from error
         self._full = full
-        self._file = identity(path)
         #: What tells the shared memory of the log that is open here from others.
         self.shared: tuple[int, int] | None = None
         self._generation = 0
@@ -230,11 +233,17 @@ class Connections(forks.Forkable):
 
         What is written then is lost: nobody will find it.  And the log of the one file is no log of the other.
         """
-        return identity(self.path) != self._file
+        try:
+            return identity(self.path) != self._file
+        except OSError:
+            return False  # nothing is known against what was written
 
     def shared_memory(self) -> tuple[int, int] | None:
         """Return what tells the shared memory of the log that is beside the path now from others."""
-        return identity(Path(f"{self.path}-shm"))
+        try:
+            return identity(Path(f"{self.path}-shm"))
+        except OSError:
+            return None
 
     def refuse_moved(self) -> None:
         """Raise `StoreUnavailable` if another file, or none, is at the path now."""

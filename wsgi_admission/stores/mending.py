@@ -27,11 +27,11 @@ from pathlib import Path
 from wsgi_admission.stores import forks
 from wsgi_admission.stores.checkpoints import host_lock
 from wsgi_admission.stores.connections import is_damage
-from wsgi_admission.stores.opening import APPLICATION_ID, SCHEMA_VERSION, empty
+from wsgi_admission.stores.opening import APPLICATION_ID, SCHEMA_VERSION, empty, refuse_version
 
 log = logging.getLogger("wsgi_admission.stores")
 
-_SCHEMA = "SELECT CAST(name AS BLOB), CAST(sql AS BLOB) FROM sqlite_master ORDER BY 1"
+_SCHEMA = "SELECT CAST(name AS BLOB), CAST(type AS BLOB), CAST(sql AS BLOB) FROM sqlite_master"
 #: Seconds between two looks through a database that shows no damage ...
 LOOK_EVERY = 24 * 3600.0
 #: ... and the largest that is looked through so, in bytes: about as many as take a second.
@@ -70,7 +70,7 @@ def is_emptied(path: Path) -> bool:
     """Whether there is a file of no length."""
     try:
         return os.stat(path).st_size == 0  # noqa: PTH116 - every second: no Path is built for it
-    except FileNotFoundError:
+    except OSError:
         return False
 
 
@@ -81,6 +81,7 @@ def mend(path: Path, *, patience: float) -> bool:
     :return: whether it is sound now; False when another process of the host is at it.
     :raises OSError: when the copy cannot be made: then nothing is emptied.
     :raises sqlite3.Error: when the database cannot be emptied.
+    :raises StoreMismatch: when it is another version's, which alone can tell whether it is damaged.
     """
     with host_lock(f"{path}-lock") as held:
         if not held:
@@ -88,7 +89,7 @@ def mend(path: Path, *, patience: float) -> bool:
         os.utime(f"{path}-lock")
         copy = _copy_headless(path, patience)
         with closing(_open(path, patience)) as connection:
-            if _is_sound(connection):
+            if _is_sound(connection, path):
                 if copy is not None:
                     log.error("the header of the database %s was damaged and is mended; a copy of it is %s", path, copy)
                 return True
@@ -96,7 +97,7 @@ def mend(path: Path, *, patience: float) -> bool:
             # Where only an index is wrong nothing is lost: it is made anew from its table.
             with suppress(sqlite3.DatabaseError):
                 connection.execute("REINDEX")
-                if _is_sound(connection):
+                if _is_sound(connection, path):
                     log.error("an index of the database %s was damaged and is mended; a copy of it is %s", path, copy)
                     return True
             with closing(empty()) as nothing:
@@ -149,15 +150,68 @@ def _header() -> bytes:
     )
 
 
-def _is_sound(connection: sqlite3.Connection) -> bool:
+def _is_sound(connection: sqlite3.Connection, path: Path) -> bool:
+    """Whether all of ours is there, and whole.  What others have added (an index, ANALYZE) is none of our business.
+
+    :raises StoreMismatch: when the schema is that of another version of this package.
+    """
     try:
-        with closing(empty()) as nothing:
-            same = connection.execute(_SCHEMA).fetchall() == nothing.execute(_SCHEMA).fetchall()
-        return same and connection.execute("PRAGMA integrity_check(1)").fetchall() == [("ok",)]
+        if not _has_schema(connection) and not _is_mended(connection, path):
+            return False
+        return _is_whole(connection)
     except sqlite3.DatabaseError as error:
         if is_damage(error):
             return False
         raise
+
+
+def _has_schema(connection: sqlite3.Connection) -> bool:
+    return not _missing(connection)
+
+
+def _missing(connection: sqlite3.Connection) -> list[tuple[bytes, bytes, bytes]]:
+    """Return (name, type, statement) of everything of ours that is not there as it should be."""
+    with closing(empty()) as ours:
+        return list(set(ours.execute(_SCHEMA)) - set(connection.execute(_SCHEMA)))
+
+
+def _is_whole(connection: sqlite3.Connection) -> bool:
+    return connection.execute("PRAGMA integrity_check(1)").fetchall() == [("ok",)]
+
+
+def _is_mended(connection: sqlite3.Connection, path: Path) -> bool:
+    """Put right a schema that was changed in a database whose content is whole; return whether that could be done.
+
+    A wrong byte in the text of a statement, or a column that somebody added, costs no ticket: the content is as our
+    statements say.  https://www.sqlite.org/pragma.html#pragma_writable_schema
+    """
+    refuse_version(connection, path)
+    if not _is_whole(connection):
+        return False
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        ((cookie,),) = connection.execute("PRAGMA schema_version").fetchall()
+        connection.execute("PRAGMA writable_schema = ON")
+        for name, kind, statement in _missing(connection):
+            connection.execute(
+                "UPDATE sqlite_master SET sql = CAST(? AS TEXT) "
+                "WHERE CAST(name AS BLOB) = ? AND CAST(type AS BLOB) = ?",
+                (statement, name, kind),
+            )
+        connection.execute(f"PRAGMA schema_version = {cookie + 1}")
+        connection.execute("PRAGMA writable_schema = RESET")
+        for _, kind, statement in _missing(connection):
+            if kind == b"index":  # somebody has removed it
+                connection.execute(statement.decode())
+        mended = _has_schema(connection) and _is_whole(connection)
+        connection.execute("COMMIT" if mended else "ROLLBACK")
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        connection.execute("PRAGMA writable_schema = OFF")
+    if mended:
+        log.error("the schema of the database %s was changed, and is again as it should be", path)
+    return mended
 
 
 def _copy(path: Path, connection: sqlite3.Connection | None) -> Path:

@@ -182,6 +182,14 @@ def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
     ((tables,),) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchall()
     if (application, version, tables) == (0, 0, 0):
         return False
+    refuse_version(connection, path)
+    return True
+
+
+def refuse_version(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise StoreError if the database is another program's, or of another version of this one (`StoreMismatch`)."""
+    ((application,),) = connection.execute("PRAGMA application_id").fetchall()
+    ((version,),) = connection.execute("PRAGMA user_version").fetchall()
     if application != APPLICATION_ID:
         raise StoreError(f"{path} is a database of another program.")
     if version != SCHEMA_VERSION:
@@ -189,7 +197,6 @@ def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
             f"{path} has schema {version}, written by {'a newer' if version > SCHEMA_VERSION else 'an older'} version "
             f"of this package; this one works with schema {SCHEMA_VERSION}."
         )
-    return True
 
 
 def statements(text: str) -> list[str]:
