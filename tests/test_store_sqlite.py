@@ -162,7 +162,7 @@ def test_a_link_in_place_of_what_stands_beside_it_is_refused(path: Path, end: st
 
 
 def test_what_is_there_already_is_made_private(path: Path) -> None:
-    """Catches: prompts and answers that every user of the machine can read, because somebody has made the file before."""
+    """Catches: prompts and answers that every user can read, because somebody has made the file before."""
     path.touch()
     path.chmod(0o666)
     bodies = path.with_name(f"{path.name}.bodies")

@@ -103,10 +103,8 @@ def _make_folder(path: Path) -> None:
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)  # of several that are missing each is private
     mode = path.parent.stat().st_mode
-    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-        raise StoreError(
-            f"{path.parent} can be written to by everybody, who could put another file in place of the store."
-        )
+    if stat.S_ISDIR(mode) and mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise StoreError(f"{path.parent} can be written to by everybody: anybody could replace the store.")
 
 
 def _make_new(path: Path, patience: float) -> bool:
