@@ -148,6 +148,52 @@ def test_a_link_is_refused(path: Path) -> None:
     assert not path.with_name("elsewhere").exists()
 
 
+@pytest.mark.parametrize("end", ["-wal", "-shm", "-lock", "-mark"])
+def test_a_link_in_place_of_what_stands_beside_it_is_refused(path: Path, end: str) -> None:
+    """Catches: writing to whatever a link that somebody put there leads to."""
+    SQLiteStore(path).close()
+    beside = path.with_name(f"{path.name}{end}")
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(path.with_name("elsewhere"))
+    path.with_name("elsewhere").write_text("theirs")
+    with pytest.raises(StoreError, match=rf"line\.db{end} is not a plain file"):
+        SQLiteStore(path)
+    assert path.with_name("elsewhere").read_text() == "theirs"
+
+
+def test_what_is_there_already_is_made_private(path: Path) -> None:
+    """Catches: prompts and answers that every user can read, because somebody has made the file before."""
+    path.touch()
+    path.chmod(0o666)
+    bodies = path.with_name(f"{path.name}.bodies")
+    bodies.mkdir()
+    bodies.chmod(0o777)
+    with closing(SQLiteStore(path)) as store:
+        store.put(ticket(), recording(b"x" * (INLINE_BODY + 1)), now=0)
+        modes = {
+            stat.S_IMODE(file.stat().st_mode) for file in (path, path.with_name(f"{path.name}-shm"), *bodies.iterdir())
+        }
+        assert modes == {0o600}
+        assert stat.S_IMODE(bodies.stat().st_mode) == 0o700
+
+
+def test_every_folder_that_is_made_is_private(tmp_path: Path) -> None:
+    """Catches: a folder on the way that others can look into."""
+    SQLiteStore(tmp_path / "var" / "line" / "a.db").close()
+    assert [stat.S_IMODE(f.stat().st_mode) for f in (tmp_path / "var", tmp_path / "var" / "line")] == [0o700, 0o700]
+
+
+def test_a_folder_that_everybody_can_write_to_is_refused(tmp_path: Path) -> None:
+    """Catches: a line that anybody can replace; but /tmp, where nobody can, is none of them."""
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(StoreError, match="can be written to by everybody"):
+        SQLiteStore(folder / "a.db")
+    folder.chmod(0o1777)
+    SQLiteStore(folder / "a.db").close()
+
+
 def test_a_file_of_somebody_else_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches: a worker that takes over a file made by root, or by nobody."""
     uid = os.geteuid()

@@ -162,6 +162,8 @@ class Bodies:
         status = self._directory.lstat()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
             raise OSError(errno.EPERM, "it is a link, or belongs to somebody else")
+        if status.st_mode & 0o077:
+            self._directory.chmod(0o700)
 
     def _sync(self, directory: Path) -> None:
         """Put the names in a directory on the disk."""

@@ -6,6 +6,7 @@ was not made by this version.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -98,7 +99,12 @@ def _make_folder(path: Path) -> None:
     except OSError:
         mountinfo = ""  # no Linux, or a closed jail: then nothing is known against the path
     refuse_network(path.parent, mountinfo)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for folder in reversed([path.parent, *path.parent.parents]):
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)  # of several that are missing each is private
+    mode = path.parent.stat().st_mode
+    if stat.S_ISDIR(mode) and mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise StoreError(f"{path.parent} can be written to by everybody: anybody could replace the store.")
 
 
 def _make_new(path: Path, patience: float) -> bool:
@@ -116,17 +122,27 @@ def _make_new(path: Path, patience: float) -> bool:
 
 def _make_complete(path: Path, patience: float) -> None:
     """Make what is missing in a file of ours."""
-    status = path.lstat()
-    if not stat.S_ISREG(status.st_mode):
-        raise StoreError(f"{path} is not a plain file; links and devices are refused.")
-    if status.st_uid != os.geteuid():
-        raise StoreError(f"{path} belongs to user {status.st_uid}; this process runs as user {os.geteuid()}.")
+    _refuse_others(path)
+    for end in ("-wal", "-shm", "-lock", "-mark"):
+        with contextlib.suppress(FileNotFoundError):
+            _refuse_others(Path(f"{path}{end}"))
     connection = connect(path, patience=patience, made=False)
     try:
         connection.wait_for_disk(full=True)
         _make_schema(connection, path, patience)
     finally:
         connection.close()
+
+
+def _refuse_others(path: Path) -> None:
+    """Raise unless it is a plain file of our own; make it private."""
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        raise StoreError(f"{path} is not a plain file; links and devices are refused.")
+    if status.st_uid != os.geteuid():
+        raise StoreError(f"{path} belongs to user {status.st_uid}; this process runs as user {os.geteuid()}.")
+    if status.st_mode & 0o077:
+        path.chmod(0o600)
 
 
 def remove_log(path: Path) -> None:
