@@ -83,6 +83,7 @@ class Pool:
         self.runs = Runs(worker.threads, max_runtime or {}, clock=monotonic)
         self._store_fails = False
         self._lost: set[tuple[str, int]] = set()
+        self._told: set[tuple[str, int]] = set()
         self._threads = [
             threading.Thread(target=self._work, name=f"wsgi-admission-replay-{i + 1}", daemon=True)
             for i in range(worker.threads)
@@ -114,9 +115,10 @@ class Pool:
         """Renew the leases of what runs; log those that are lost.  The store is written to even when nothing runs."""
         held = self.runs.held()
         lost = (set(held) - self._store.renew(held, lease=LEASE)) & set(self.runs.held())
-        for ticket_id, attempt in lost - self._lost:
+        surely = lost & self._lost  # at the first time it may have come to its end in this very moment
+        for ticket_id, attempt in surely - self._told:
             event(log, "ticket.lost", level=logging.WARNING, ticket=ticket_id, attempt=attempt)
-        self._lost = lost
+        self._lost, self._told = lost, surely
 
     def stop(self) -> None:
         """Claim nothing more.  What runs goes on."""
