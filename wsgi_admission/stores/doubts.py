@@ -1,9 +1,10 @@
 """What was sent to a server that did not answer, and may have been done all the same.
 
-A put whose answer did not come was a failure for its caller, who runs the request at once or refuses it: the ticket
-must not be run as well.  Of a claim whose answer did not come nobody knows: the ticket would wait for the end of its
-lease, and count a crash that was none.  So both are remembered, and settled once the server answers again (the
-script ``settle``): a server that was only slow may take up an old command even after that, so for some time.
+A put without a key whose answer did not come was a failure for its caller, who runs the request at once or refuses it:
+the ticket must not be run as well.  (One with a key stays in the line: its caller asks again, and the key finds it.)
+Of a claim whose answer did not come nobody knows: the ticket would wait for the end of its lease, and count a crash
+that was none.  So both are remembered, and settled once the server answers again (the script ``settle``): a server
+that was only slow may take up an old command even after that, so for some time.
 """
 
 from __future__ import annotations
