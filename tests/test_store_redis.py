@@ -23,7 +23,7 @@ import pytest
 from tests.redis_servers import RedisServer, program, started
 from tests.store_model import ROUTES, read, recording, ticket
 from tests.support import free_port, until
-from wsgi_admission.errors import ConfigError, StoreError, StoreMismatch, StoreRefused, StoreUnavailable
+from wsgi_admission.errors import ConfigError, LeaseLost, StoreError, StoreMismatch, StoreRefused, StoreUnavailable
 from wsgi_admission.stores import check_url, fitness, news, open_store
 from wsgi_admission.stores import redis as module
 from wsgi_admission.stores.breaker import PAUSE
@@ -212,6 +212,48 @@ def test_a_claim_without_an_answer_is_given_back(server: RedisServer, store: Red
     assert [claim(store)[0] for _ in range(2)] == [new.id, other]
     store.maintain(now=2)
     assert store.counts()["donor", "image"].processing == 2
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_finish_without_an_answer_can_be_said_again(
+    server: RedisServer, store: RedisStore, *, cancelled: bool
+) -> None:
+    """Catches: a run that ended well and is called late; a second finish that is taken for the same one."""
+    other = put(store, "bob")
+    store.finish(*claim(store), State.COMPLETED, recording(), now=1)  # now the server knows the script
+    new, run = put(store), claim(store)
+    if cancelled:
+        store.cancel(new, now=1)
+    with server.paused():
+        unavailable(lambda: store.finish(*run, State.COMPLETED, recording(), now=2))
+    until(lambda: _answers(store), patience=PAUSE + 1)
+    until(lambda: store.get(new).state.final, "the finish, done late", patience=5)
+    ended, version = store.get(new), store.changed()
+    assert store.finish(*run, State.COMPLETED, recording(), now=3) == ended
+    assert (ended.state, ended.completed_at) == (State.CANCELLED if cancelled else State.COMPLETED, 2)
+    assert (store.changed(), store.counts()["donor", "image"].late) == (version, 0)
+    for over in (run, (other, 1)):
+        with pytest.raises(LeaseLost):
+            store.finish(*over, State.COMPLETED, recording(), now=4)
+    assert store.counts()["donor", "image"].late == 2
+
+
+def test_a_finish_without_an_answer_that_was_not_done_ends_no_other_attempt(
+    server: RedisServer, store: RedisStore
+) -> None:
+    """Catches: a repetition that is believed because the ticket is final, whoever ended it."""
+    new = store.put(ticket(crash_retries=0), recording(), now=0).id
+    run = claim(store)
+    server.kill()
+    unavailable(lambda: store.finish(*run, State.COMPLETED, recording(), now=1))
+    server.start()
+    until(lambda: _answers(store), patience=PAUSE + 1)
+    store.put(replace(ticket(crash_retries=0), id=new), recording(), now=2)  # this server keeps nothing
+    assert claim(store) == run
+    store.bury("worker", now=3)
+    with pytest.raises(LeaseLost):
+        store.finish(*run, State.COMPLETED, recording(), now=4)
+    assert store.get(new).state is State.FAILED
 
 
 def test_a_connection_that_the_server_closed_meanwhile_is_not_used(server: RedisServer, store: RedisStore) -> None:
