@@ -16,7 +16,8 @@ part of the time, and of the rest that it is possible; a fault is what cannot be
     finished   ticket, attempt, state, at, pid   the store returned from ``finish``
     told       pid, at                           a worker of gunicorn was told to leave
     seen       ticket, state, attempt, position, asked, at    what a client was told; state None: no such ticket
-    answer     ticket, request, at               the recorded answer, and for which request the app made it
+    answer     ticket, request, at               the recorded answer, and for which request the app made it: as a client
+                                                 got it, and as it is in the store at the end of the run
 """
 
 from __future__ import annotations
@@ -132,6 +133,14 @@ class Told:
         """Return the first event of this kind."""
         return next(iter(self.events[what]), None)
 
+    def evidence(self) -> list[Event]:
+        """Return the events that tell in which attempt it was."""
+        return [event for what in ("claimed", "started", "seen") for event in self.events[what]]
+
+    def attempts(self) -> int:
+        """Return how often it was claimed, as far as anybody knows."""
+        return max((event["attempt"] or 0 for event in self.evidence()), default=0)
+
     def waits(self, submitted: Mapping[str, float]) -> Iterator[Wait]:
         """Return its times in the line, if it is known where it stood."""
         listed = self.first("listed")
@@ -139,8 +148,7 @@ class Told:
             return
         seen = self.events["seen"]
         claims = {event["attempt"]: event for event in self.events["claimed"]}
-        evidence = [event for what in ("claimed", "started", "seen") for event in self.events[what]]
-        attempts = max((event["attempt"] or 0 for event in evidence), default=0)
+        evidence, attempts = self.evidence(), self.attempts()
         ends = [event for event in (*seen, *self.events["finished"]) if event["state"] in FINAL]
         # Nobody comes back from the attempt in which he ends, unless he is cancelled.
         ended_in = {event["attempt"] for event in ends if event["state"] != "cancelled"}
@@ -247,6 +255,22 @@ def _kept(one: Told) -> Iterator[Fault]:
     elif not seen or seen[-1]["state"] not in FINAL:
         state = seen[-1]["state"] if seen else "never looked at"
         yield Fault("lost", one.ticket, f"a client got a 202, and at the end the ticket was {state}")
+    else:
+        yield from _deserved(one, seen[-1]["state"])
+
+
+def _deserved(one: Told, state: str) -> Iterator[Fault]:
+    """Nobody cancels, and no app fails: what was promised has its answer, unless its workers ended too often."""
+    listed = one.first("listed")
+    retries = listed["retries"] if listed is not None else 0
+    if state == "cancelled":
+        yield Fault("lost", one.ticket, "a client got a 202, and it was cancelled by nobody")
+    elif state == "completed" and not one.events["answer"]:
+        yield Fault("lost", one.ticket, "it was completed, and nobody could read its answer")
+    elif state == "failed" and one.attempts() <= retries:
+        yield Fault("lost", one.ticket, f"it failed after {one.attempts()} attempts and {retries + 1} were allowed")
+    elif state == "failed" and retries and any(event["state"] == state for event in one.events["finished"]):
+        yield Fault("lost", one.ticket, "a worker let it fail that lived, and it may run again")
 
 
 def _doubled(one: Told) -> Iterator[Fault]:
@@ -254,6 +278,8 @@ def _doubled(one: Told) -> Iterator[Fault]:
     finished = [f"{event['state']} in attempt {event['attempt']}" for event in one.events["finished"]]
     if len(finished) > 1:
         yield Fault("doubled", one.ticket, f"it ended more than once: {', '.join(finished)}")
+    if any(event["attempt"] < one.attempts() for event in one.events["finished"]):
+        yield Fault("doubled", one.ticket, f"it ended {', '.join(finished)}, and was in attempt {one.attempts()}")
     ends = list(dict.fromkeys(event["state"] for event in one.events["seen"] if event["state"] in FINAL))
     later = [event["state"] for event in one.events["seen"]]
     first = next((number for number, state in enumerate(later) if state in FINAL), len(later))

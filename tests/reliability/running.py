@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import random
 import sqlite3
 import threading
@@ -128,6 +129,11 @@ def at_the_end(url: str, history: Path) -> list[Event]:
             assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     with closing(open_store(url)) as store:
         tickets = [ticket for state in State for ticket in store.listing(state, limit=10**9)]
+        for one in tickets:
+            response = store.response(one.id) if one.state is State.COMPLETED else None
+            if response is not None:
+                with response.body as body:
+                    writer.note("answer", ticket=one.id, request=json.loads(body.read())["request"])
     for one in tickets:
         rank = (one.tier_rank, one.start, one.number)
         writer.note("listed", ticket=one.id, rank=rank, route=one.route, retries=one.crash_retries)
