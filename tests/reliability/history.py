@@ -5,7 +5,8 @@ What a process *did* is written after it was done, what it *may do* before: a pr
 leaves too little, never too much.  So the checker knows of each wait of a ticket in the line for certain only a
 part of the time, and of the rest that it is possible; a fault is what cannot be true under any reading.
 
-    submitted  request, at                       a client is about to send a request
+    submitted  request, keyed, at                a client is about to send a request, if ``keyed`` again and again
+    answered   request, other, at                it got an answer of the app instead of a 202, and to which request
     accepted   request, ticket, at               it got a 202
     listed     ticket, rank, route, retries      a row of the store, at the end of the run: its place in the order,
                                                  and how often it may run again after a crash
@@ -27,7 +28,7 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -219,7 +220,7 @@ class Checked(NamedTuple):
     positions: int
 
 
-def check(events: Iterable[Event]) -> Checked:
+def check(events: Collection[Event]) -> Checked:
     """Look for everything that must not have happened."""
     told: dict[str, Told] = {}
     submitted: dict[str, float] = {}
@@ -230,6 +231,7 @@ def check(events: Iterable[Event]) -> Checked:
             one = told.setdefault(event["ticket"], Told(event["ticket"]))
             one.events[event["what"]].append(event)
     faults = [fault for one in told.values() for fault in (*_kept(one), *_doubled(one), *_answers(one))]
+    faults += _keys(events)
     waits = Waits(wait for one in told.values() for wait in one.waits(submitted))
     orders = positions = 0
     for one in told.values():
@@ -308,6 +310,20 @@ def _answers(one: Told) -> Iterator[Fault]:
                 one.ticket,
                 f"{event['what']} for request {event['request']}, and it was {accepted['request']}",
             )
+
+
+def _keys(events: Collection[Event]) -> Iterator[Fault]:
+    """A request that is sent again with its key is one ticket, and gets its own answer."""
+    tickets: dict[str, set[str]] = defaultdict(set)
+    keyed = {event["request"] for event in events if event["what"] == "submitted" and event.get("keyed")}
+    for event in events:
+        if event["what"] in {"accepted", "started"} and event["request"] in keyed:
+            tickets[event["request"]].add(event["ticket"])
+        elif event["what"] == "answered" and event["other"] != event["request"]:
+            yield Fault("wrong answer", "", f"request {event['request']} got the answer to {event['other']}")
+    for same in tickets.values():
+        if len(same) > 1:
+            yield Fault("doubled", min(same), f"one key, and the tickets {', '.join(sorted(same))}")
 
 
 def _order(one: Told, claim: Event, waits: Waits) -> Iterator[Fault]:

@@ -164,6 +164,19 @@ PLANTED: dict[str, tuple[str, str, list[Event]]] = {
     "a rise while nobody came": ("position", "b", replaced(at("seen", "b", 3), position=2)),
     "a rise beyond who came": ("position", "b", replaced(at("seen", "b", 2), position=3)),
     "the answer to another": ("wrong answer", "a", replaced(at("answer", "a"), request="b")),
+    "two tickets for one key": (
+        "doubled",
+        "a",
+        [
+            event("submitted", 0, request="x", keyed=True),
+            *[{**one, "request": "x"} if "request" in one else one for one in sound() if one["what"] != "submitted"],
+        ],
+    ),
+    "a key that finds another's answer": (
+        "wrong answer",
+        "",
+        [*sound(), event("answered", 12, request="a", other="b")],
+    ),
     "called with another's request": ("wrong answer", "b", replaced(at("started", "b"), request="a")),
 }
 
