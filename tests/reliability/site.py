@@ -104,8 +104,9 @@ def node(config: str, seed: str, visitors: int) -> None:
     site = AdmissionMiddleware(app, config, resolver=who)
     site.process()
 
-    def ask(path: str, method: str, body: bytes, who: str) -> Reply:
-        result = call(site, path, method, body, HTTP_WHO=who)
+    def ask(path: str, method: str, body: bytes, who: str, **headers: str) -> Reply:
+        further = {f"HTTP_{name.upper()}": value for name, value in headers.items()}
+        result = call(site, path, method, body, HTTP_WHO=who, **further)
         return Reply(int(result.status[:3]), result.status[4:], result.headers, result.body)
 
     def visit(number: int) -> None:

@@ -14,6 +14,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from wsgi_admission.config import Config
 from wsgi_admission.errors import DamagedRecording, FinalTicket, GoneTicket, NotRetryable, StoreError, UnknownTicket
@@ -185,11 +186,19 @@ class Api:
         data, headers = self._views.status(environ, ticket)
         return json_answer(200, data, *headers)
 
-    def _retry(self, environ: Environ, ticket: Ticket) -> Answer:
-        """Run a failed request again, as a new ticket at the end of its client's."""
+    def _retry(self, environ: Environ, ticket: Ticket) -> Answer | Recording:
+        """Run a failed request again, as a new ticket at the end of its client's.
+
+        Whoever asks twice, perhaps because the first answer was lost, is told of the same new ticket.
+        """
         now = self._clock()
         again = ticket.again(cost=self.forecast.expected(ticket.route, now=now), now=now)
-        again = self._store.retry(ticket.id, again, now=now)
+        try:
+            again = self._store.retry(ticket.id, again, now=now)
+        except NotRetryable:
+            with suppress(UnknownTicket):
+                return self._admitted(environ, self._store.get(again.id), ask=True)
+            raise
         event(log, "ticket.queued", ticket=again.id, route=again.route, tier=again.tier, retry_of=ticket.id)
         data, headers = self._views.accepted(environ, again)
         return json_answer(202, data, *headers)
