@@ -22,11 +22,11 @@ def app(environ: dict[str, Any], start_response: StartResponse) -> Iterable[byte
     path, query = environ["PATH_INFO"], environ.get("QUERY_STRING", "")
     if path == "/gated":
         _note(f"start {query}")
-        _wait_for(Path(os.environ["ADMISSION_TEST_GATE"]))
+        wait_for(Path(os.environ["ADMISSION_TEST_GATE"]))
         return _answer(start_response, "200 OK", f"gated {query}".encode())
     if path == "/steps":
         wsgi_admission.progress(0.4, "step 20 of 50")
-        _wait_for(Path(os.environ["ADMISSION_TEST_GATE"]), wsgi_admission.cancelled)
+        wait_for(Path(os.environ["ADMISSION_TEST_GATE"]), wsgi_admission.cancelled)
         return _answer(start_response, "200 OK", b"50 steps")
     if path == "/echo":
         return _echo(environ, start_response)
@@ -81,7 +81,8 @@ def _note(line: str) -> None:
         os.close(descriptor)
 
 
-def _wait_for(gate: Path, unwanted: Callable[[], bool] = lambda: False) -> None:
+def wait_for(gate: Path, unwanted: Callable[[], bool] = lambda: False) -> None:
+    """Run until this file exists, or nobody wants that any more."""
     deadline = time.monotonic() + 60
     while not gate.exists() and not unwanted():
         if time.monotonic() > deadline:

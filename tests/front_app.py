@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
-from tests.apps import _note, _wait_for
+from tests.apps import _note, wait_for
 
 StartResponse = Callable[..., Callable[[bytes], object]]
 
@@ -67,7 +67,7 @@ def _gated(environ: dict[str, Any]) -> None:
     query = environ.get("QUERY_STRING", "")
     _note(f"start {query}")
     name = parse_qs(query).get("gate", [""])[0]
-    _wait_for(Path(os.environ["ADMISSION_TEST_GATE"] + name))
+    wait_for(Path(os.environ["ADMISSION_TEST_GATE"] + name))
 
 
 def _answer(

@@ -181,10 +181,12 @@ def gunicorn(
     arguments: tuple[str, ...] = (),
     options: str = "",
     port: int = 0,
+    program: tuple[str, ...] = ("-m", "gunicorn"),
     **environment: str,
 ) -> Any:
     """Start gunicorn with the line installed from ``config``; ``settings`` are lines of its configuration file.
 
+    :param program: how Python finds gunicorn.
     :param options: further arguments of ``install``.
     :param port: where it listens, if that must be known before.
     """
@@ -197,5 +199,5 @@ def gunicorn(
         "from wsgi_admission.integrations.gunicorn import install\n"
         f"install(globals(), {str(config)!r}{options and f', {options}'})\n"
     )
-    command = [sys.executable, "-m", "gunicorn", "-c", str(conf), *arguments, app]
+    command = [sys.executable, *program, "-c", str(conf), *arguments, app]
     return server(folder, command, f"http://127.0.0.1:{port}", **environment)

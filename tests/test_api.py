@@ -294,13 +294,27 @@ def test_what_failed_by_crashes_can_be_run_again_with_one_call() -> None:
     assert desk.claim().id == new.id
 
 
-def test_a_second_retry_is_refused() -> None:
-    """Catches: a double click that runs it twice."""
+def test_a_second_retry_is_told_of_the_ticket_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a double click that runs it twice; an answer that was lost, and with it the id of the new ticket."""
     desk = Desk()
     ticket = crashed(desk)
-    assert desk.ask("status", f"{ticket.id}/retry", "POST").status == "202 Accepted"
-    assert desk.ask("status", f"{ticket.id}/retry", "POST").status == "409 Conflict"
+    retry = desk.store.retry
+
+    def lost(*old_and_new: Any, **how: Any) -> Ticket:
+        retry(*old_and_new, **how)
+        raise StoreUnavailable
+
+    with monkeypatch.context() as patch:
+        patch.setattr(desk.store, "retry", lost)
+        assert desk.ask("status", f"{ticket.id}/retry", "POST").status == "503 Service Unavailable"
     assert "retry_url" not in desk.ask("status", ticket).json()
+    first, second = (desk.ask("status", f"{ticket.id}/retry", "POST") for _ in range(2))
+    assert first.status == second.status == "202 Accepted"
+    run = desk.claim()
+    assert first.json()["request_id"] == second.json()["request_id"] == run.id
+    assert sum(tally.accepted for tally in desk.store.counts().values()) == 2
+    desk.answer(run, "200 OK")
+    assert desk.ask("status", f"{ticket.id}/retry", "POST").body == desk.ask("result", run).body
 
 
 def test_what_is_done_through_the_api_is_told(caplog: pytest.LogCaptureFixture) -> None:

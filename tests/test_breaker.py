@@ -10,7 +10,7 @@ from redis.exceptions import TimeoutError as TimedOut
 from tests.store_model import Clock
 from wsgi_admission.errors import StoreUnavailable
 from wsgi_admission.stores.breaker import Breaker, Tripped
-from wsgi_admission.stores.doubts import IN_DOUBT, Doubts
+from wsgi_admission.stores.doubts import IN_DOUBT, Doubts, Repeats
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def clock() -> Clock:
 @pytest.fixture
 def breaker(clock: Clock) -> Breaker:
     """A breaker with a pause of a second."""
-    return Breaker(1.0, clock=clock)
+    return Breaker((Unconnected, TimedOut, OSError), pause=1.0, clock=clock)
 
 
 def fail(breaker: Breaker, error: BaseException) -> None:
@@ -110,3 +110,28 @@ def test_only_what_may_have_been_done_is_in_doubt_and_not_for_ever(clock: Clock)
     assert doubts.names() == ["sent"]
     clock.go_on(IN_DOUBT)
     assert doubts.names() == []
+
+
+def test_only_a_step_without_an_answer_has_the_same_mark_again(clock: Clock) -> None:
+    """Catches: two steps that are taken for one, one that is taken for two, a list that grows."""
+    repeats = Repeats(clock)
+    marks = []
+
+    def said(step: str, *, answered: bool) -> None:
+        with repeats.of(step) as mark:
+            marks.append(mark)
+            if not answered:
+                raise StoreUnavailable
+
+    for step in ("finish", "finish", "other"):
+        with pytest.raises(StoreUnavailable):
+            said(step, answered=False)
+    said("finish", answered=True)
+    said("finish", answered=True)
+    first, again, other, answered, new = marks
+    assert first == again == answered
+    assert len({first, other, new}) == 3
+    clock.go_on(IN_DOUBT)
+    with pytest.raises(StoreUnavailable):
+        said("finish", answered=False)
+    assert len(repeats._marks) == 1, "the other one is forgotten"

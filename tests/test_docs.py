@@ -48,6 +48,7 @@ MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 OTHERS = {
     "X_User_Tier",
     "preload_app",
+    "max_requests",
     "wsgi_app",
     "X-Forwarded-For",
     "Access-Control-Allow-Origin",
@@ -376,9 +377,9 @@ def test_the_commands_of_the_readme(desk: Path) -> None:
                 assert_like(printed.replace(found[1], SHOWN_URL), shown)
             make(words, "")
 
-        terminal = Terminal(desk, found[1], waits, make=play_make, gunicorn=start_gunicorn(desk))
+        terminal = Terminal(desk, found[1], waits, make=play_make, gunicorn=start_gunicorn(desk), work=start_work(desk))
         done = [command for block in blocks("console", pages=(README,)) for command in terminal.run(block.text)]
-        assert len(done) == 11
+        assert len(done) == 12
         assert (desk / "picture.png").read_bytes().startswith(b"\x89PNG")
     finally:
         stop(process)

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.redis_servers import started
 from tests.support import ROOT, Server, gunicorn, ini, stop, until
 from wsgi_admission.config import load_config
 from wsgi_admission.integrations.trying import permanent_fault
@@ -292,6 +293,23 @@ def test_a_store_that_can_never_be_used_stops_the_start_but_not_a_reload(tmp_pat
     assert ended.returncode == 1
     assert re.search(f"^Error: .*{words}", ended.stderr, re.MULTILINE)
     assert "Traceback" not in ended.stderr
+
+
+def test_a_server_that_refuses_the_password_stops_the_start_and_a_dead_one_does_not(tmp_path: Path) -> None:
+    """Catches: a site without a line for a typing error; a site that is down because its store is."""
+    server = started(tmp_path, "redis", "--requirepass", "s3cret")
+    text = QUEUE_ALL + f"[store]\nurl = {server.url}&password=wr0ng\n"
+    try:
+        ended = start_and_fail(tmp_path, text)
+        assert ended.returncode == 1
+        assert re.search("^Error: .* refuses the user or the password", ended.stderr, re.MULTILINE)
+        assert "wr0ng" not in ended.stderr
+        assert "Traceback" not in ended.stderr
+        config = load_config(tmp_path / "admission.ini", {})
+        assert "refuses" in permanent_fault(config, lambda: None)
+    finally:
+        server.stop()
+    assert permanent_fault(config, lambda: None) == ""
 
 
 def test_the_store_is_tried_with_the_rights_of_a_worker_and_not_in_the_master(tmp_path: Path) -> None:

@@ -8,15 +8,23 @@ import os
 import random
 import sqlite3
 import time
-from contextlib import closing
+from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.store_model import ROUTES, recording, ticket
-from wsgi_admission.errors import AdmissionError, DamagedRecording, StoreError, StoreUnavailable, UnknownTicket
-from wsgi_admission.stores import checkpoints, mending
+from wsgi_admission.errors import (
+    AdmissionError,
+    DamagedRecording,
+    StoreError,
+    StoreMismatch,
+    StoreUnavailable,
+    UnknownTicket,
+)
+from wsgi_admission.stores import checkpoints, mending, opening
 from wsgi_admission.stores.records import INLINE_BODY
 from wsgi_admission.stores.sqlite import SQLiteStore
 from wsgi_admission.ticket import State
@@ -271,6 +279,48 @@ def test_a_sound_database_is_looked_through_once_after_a_start_and_once_a_day(
     large.close()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ANALYZE",
+        "CREATE INDEX my_report ON tickets (created_at)",
+        "CREATE TABLE my_notes (id TEXT)",
+        "ALTER TABLE tickets ADD COLUMN mine TEXT DEFAULT 'x'",
+        "DROP INDEX {index}",
+    ],
+)
+def test_what_somebody_changes_in_the_schema_costs_no_ticket(path: Path, change: str) -> None:
+    """Catches: a line that is emptied because somebody has added an index, or asked for ANALYZE."""
+    with closing(SQLiteStore(path)) as store:
+        before = store.counts()
+        assert sum(tally.queued for tally in before.values()) == 61
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            ((index,),) = connection.execute(
+                "SELECT MIN(name) FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"
+            ).fetchall()
+            connection.execute(change.format(index=index))
+        store.maintain(now=time.time())
+        assert store.counts() == before
+        assert store.claim("w", now=1, lease=30, routes=ROUTES) is not None
+        store.put(ticket(), recording(), now=1)
+        assert mending.aside(path) == []
+    SQLiteStore(path).close()
+
+
+def test_a_line_of_another_version_is_never_emptied(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Catches: an old process that wipes what a new one, which runs beside it, has migrated."""
+    with closing(SQLiteStore(path)) as store:
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute("ALTER TABLE tickets ADD COLUMN newer TEXT")
+            connection.execute(f"PRAGMA user_version = {opening.SCHEMA_VERSION + 1}")
+        with pytest.raises(StoreMismatch, match="a newer version"):
+            store.maintain(now=time.time())
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT COUNT(newer IS NULL) FROM tickets").fetchone() == (61,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (opening.SCHEMA_VERSION + 1,)
+    assert mending.aside(path) == []
+
+
 def test_a_full_disk_is_no_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches: a line that is emptied, or looked through every second, because the disk is full."""
     store = SQLiteStore(path, durability="normal")
@@ -305,3 +355,196 @@ def test_a_run_that_was_under_way_is_refused_and_nothing_breaks(path: Path) -> N
     with pytest.raises(UnknownTicket):
         store.get(claimed.id)
     store.close()
+
+
+JUNK = random.Random(9).randbytes(20_000)  # noqa: S311 - the same each time
+HEADLESS = [
+    pytest.param(lambda content: JUNK[:100] + content[100:], id="header"),
+    pytest.param(lambda _content: b"", id="empty"),
+    pytest.param(lambda content: content[:50], id="cut short"),
+    pytest.param(lambda _content: JUNK, id="junk"),
+    pytest.param(lambda _content: b"too short", id="short junk"),
+    pytest.param(lambda content: content[:18] + b"\x03\x03" + content[20:], id="a format to come"),
+]
+
+
+def overwrite(path: Path, content: bytes) -> None:
+    """Change what the file holds, in its place."""
+    with path.open("r+b") as file:
+        file.write(content)
+        file.truncate()
+
+
+@pytest.mark.parametrize("break_it", HEADLESS)
+def test_a_file_that_is_no_database_any_more_is_mended_at_the_start(
+    path: Path, break_it: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches: a site without a line until somebody moves the file away; a line begun anew without a word."""
+    broken = break_it(path.read_bytes())
+    overwrite(path, broken)
+    with closing(SQLiteStore(path, durability="normal")) as store:
+        works(store)
+        (copy,) = mending.aside(path)
+        assert (path.parent / copy).read_bytes() == broken
+        assert store.health()["damaged"] == copy
+        assert copy in caplog.text
+
+
+@pytest.mark.parametrize("others_wrote", [False, True], ids=["all carried over", "with a log"])
+@pytest.mark.parametrize("break_it", HEADLESS)
+def test_a_file_that_becomes_no_database_in_use_is_mended_for_all_who_have_it_open(
+    path: Path, break_it: Callable[[bytes], bytes], *, others_wrote: bool
+) -> None:
+    """Catches: a line that stands still; one process that goes on with what another has replaced."""
+    with closing(SQLiteStore(path, durability="normal")) as one, closing(SQLiteStore(path, durability="normal")) as two:
+        for store in (one, two):
+            works(store)
+        if not others_wrote:
+            one._upkeep._checkpointer._carry_over("RESTART")
+        overwrite(path, break_it(path.read_bytes()))
+        for store in (one, two):  # as a process does that has more to do than before
+            store._connections._close_idle()
+        for now in (100.0, 101.0, 102.0):
+            for store in (one, two):
+                with suppress(StoreUnavailable, UnknownTicket):
+                    use(store)
+                store.maintain(now=now)
+        assert mending.aside(path)
+        for store in (one, two):
+            works(store)
+            assert store.counts() == one.counts()
+        with closing(sqlite3.connect(path)) as connection:
+            assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            assert connection.execute("PRAGMA auto_vacuum").fetchall() == [(2,)]
+
+
+def test_a_broken_header_alone_loses_no_ticket(path: Path) -> None:
+    """Catches: a line thrown away of which everything can be read."""
+    with closing(sqlite3.connect(path)) as connection:
+        (before,) = connection.execute("SELECT COUNT(*) FROM tickets").fetchone()
+    overwrite(path, JUNK[:100] + path.read_bytes()[100:])
+    with closing(SQLiteStore(path, durability="normal")) as store:
+        assert len(mending.aside(path)) == 1
+        works_through(store, before)
+
+
+def fresh(folder: Path) -> Path:
+    """Make another database with one ticket in it; return its path."""
+    other = folder / "other.db"
+    with closing(SQLiteStore(other, durability="normal")) as store:
+        store.put(ticket("other"), recording(), now=0)
+    with closing(sqlite3.connect(other)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return other
+
+
+@pytest.mark.parametrize("how", ["deleted", "all deleted", "replaced"])
+def test_a_file_that_is_no_longer_at_its_path_gets_no_ticket_and_the_one_there_is_taken_up(
+    path: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches: a 202 for what is written into a file that nobody will find; a log that is taken for another's."""
+    with closing(SQLiteStore(path, durability="normal")) as one, closing(SQLiteStore(path, durability="normal")) as two:
+        for store in (one, two):
+            works(store)
+        if how == "replaced":
+            fresh(path.parent).rename(path)
+        else:
+            for file in path.parent.glob("line.db*" if how == "all deleted" else "line.db"):
+                if file.is_file():
+                    file.unlink()
+        for store in (one, two):
+            with pytest.raises(StoreUnavailable, match="removed"):
+                store.put(ticket(), recording(), now=1)
+            with pytest.raises(StoreUnavailable, match="removed"):
+                store.health()
+            store._watch._sure_until = 0.0  # as after `SURE` seconds
+            with pytest.raises(StoreUnavailable, match="removed"):
+                store.counts()
+        one.maintain(now=1)
+        works(one)
+        held = one.put(ticket("held"), recording(), now=1)
+        two.maintain(now=1)
+        assert caplog.text.count("was removed or replaced") == 2
+        assert two.get(held.id).client == "held"
+        assert two.counts() == one.counts()
+        assert two.counts()["donor", "image"].accepted == (3 if how == "replaced" else 2)
+        works(two)
+        assert one.get(held.id).client == "held"
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert connection.execute("SELECT COUNT(*) FROM tickets").fetchone() == (4 if how == "replaced" else 3,)
+
+
+def test_a_ticket_that_was_written_just_before_its_file_was_deleted_is_not_accepted(path: Path) -> None:
+    """Catches: looking only before the writing."""
+    with closing(SQLiteStore(path, durability="normal")) as store:
+        with pytest.raises(StoreUnavailable, match="removed"), store._connections.writing():
+            path.unlink()
+        store.maintain(now=1)
+        works(store)
+
+
+def test_a_file_of_which_nothing_can_be_told_is_not_taken_for_moved(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: a ticket that is there although its client was told that it is not."""
+    with closing(SQLiteStore(path, durability="normal")) as store:
+        works(store)
+
+        def failing(*_args: object, **_keys: object) -> None:
+            raise OSError(errno.EIO, "planted")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "stat", failing)
+            kept = store.put(ticket(), recording(), now=1)
+        assert store.get(kept.id).id == kept.id
+
+
+def test_a_database_that_is_made_anew_has_nothing_of_the_log_of_another(path: Path) -> None:
+    """Catches: a start after somebody deleted the database and left its log."""
+    with closing(SQLiteStore(path, durability="normal")) as store:
+        works(store)
+        path.unlink()
+        with closing(SQLiteStore(path, durability="normal")) as other:
+            works(other)
+            assert len(other.listing(State.PROCESSING)) == 1
+        store.maintain(now=1)
+        assert len(store.listing(State.PROCESSING)) == 1
+        works(store)
+
+
+def test_a_file_that_was_emptied_is_not_opened_while_somebody_else_mends_it(path: Path) -> None:
+    """Catches: SQLite, which takes an empty file for new, and deletes the log that the others have open."""
+    with closing(SQLiteStore(path, durability="normal")) as store, closing(SQLiteStore(path)) as other:
+        works(store)
+        works(other)
+        log = path.with_name("line.db-wal").stat()
+        overwrite(path, b"")
+        with checkpoints.host_lock(f"{path}-lock"), pytest.raises(StoreUnavailable, match="mending"):
+            SQLiteStore(path, durability="normal")
+        store._connections._close_idle()
+        with pytest.raises(StoreUnavailable, match="empty"):
+            store.get("one")
+        assert os.path.samestat(path.with_name("line.db-wal").stat(), log)
+        store.maintain(now=1)
+        works(store)
+
+
+def test_a_new_file_is_not_taken_for_one_that_was_emptied(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a process that mends the file which another one is making in this moment."""
+    path.unlink()
+    making = opening._make_schema
+    tried: list[str] = []
+
+    def slowly(*args: Any) -> None:
+        if not tried:
+            tried.append("another one")
+            with pytest.raises(StoreUnavailable, match="mending"):
+                SQLiteStore(path, durability="normal")
+        making(*args)
+
+    monkeypatch.setattr(opening, "_make_schema", slowly)
+    with closing(SQLiteStore(path, durability="normal")) as store:
+        works(store)
+    assert tried
+    assert mending.aside(path) == []

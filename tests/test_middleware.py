@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from wsgi_admission.policy.decision import Mode
 from wsgi_admission.process import line_reader
 from wsgi_admission.replay import MARK
 from wsgi_admission.stores.memory import MemoryStore
+from wsgi_admission.ticket import Ticket
 
 
 class Site:
@@ -415,6 +417,94 @@ def test_a_store_that_cannot_keep_a_request_means_running_or_503_but_never_202(
     assert int(refused.header("Retry-After") or "0") >= 1
     assert refused.header("Content-Type") == "application/problem+json"
     held.close()
+
+
+def test_a_client_whose_request_was_slow_to_keep_is_not_told_its_place_too(
+    made: list[Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: somebody who waits for each of the steps of a slow store."""
+    site = Site(mode=Mode.QUEUE_ALL)
+    made.append(site)
+    store = site.middleware.process().store
+    put, now = store.put, 100.0
+
+    def slow(*args: Any, **keys: Any) -> Ticket:
+        nonlocal now
+        now += 0.6
+        return put(*args, **keys)
+
+    def ahead(_ticket_id: str) -> dict[str, int]:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(store, "put", slow)
+    monkeypatch.setattr(store, "ahead", ahead)
+    monkeypatch.setattr("wsgi_admission.middleware.time", SimpleNamespace(time=time.time, monotonic=lambda: now))
+    accepted = site.call(body=b"kept")
+    assert accepted.status == "202 Accepted"
+    assert accepted.header("Retry-After") == "1"
+    assert accepted.json()["queue_info"]["position_in_queue"] is None
+
+
+def test_who_is_refused_is_told_to_come_back_as_the_load_and_chance_will(
+    made: list[Site], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Catches: the advice of a full server on an idle one; clients that come back all at once."""
+
+    def full(*_args: Any, **_keys: Any) -> Any:
+        raise StoreUnavailable("The disk is full.")
+
+    def advice(site: Site, jitter: float, path: str = "/image", **keys: Any) -> int:
+        monkeypatch.setattr("wsgi_admission.web.answers.random.random", lambda: jitter)
+        refused = site.call(path, "GET" if path != "/image" else "POST", **keys)
+        assert refused.status == "503 Service Unavailable"
+        return int(refused.header("Retry-After") or "0")
+
+    keyed = {"HTTP_IDEMPOTENCY_KEY": '"one"'}
+    site = Site(mode=Mode.QUEUE_ALL, slots=2)
+    made.append(site)
+    store = site.middleware.process().store
+    monkeypatch.setattr(store, "put", full)
+    assert [advice(site, jitter, **keyed) for jitter in (0.0, 0.5, 0.999)] == [1, 2, 3]
+    _, one = site.open()
+    assert advice(site, 0.5, **keyed) == 4
+    _, two = site.open()
+    assert [advice(site, jitter) for jitter in (0.0, 0.5, 0.999)] == [3, 6, 9]
+    one.close()
+    two.close()
+    monkeypatch.setattr(store, "recall", full)
+    assert advice(site, 0.5, **keyed) == 2
+
+    lost = Site(slots=2)
+    made.append(lost)
+    lost.middleware.config = replace(lost.config, store=StoreOptions(url=f"sqlite:///{tmp_path}/none/file/line.db"))
+    (tmp_path / "none").touch()
+    assert advice(lost, 0.5, "/api/queue/metrics") == 2
+    _, one = lost.open()
+    assert advice(lost, 0.5, "/api/queue/metrics") == 4
+    _, two = lost.open()
+    assert advice(lost, 0.5) == 6
+    one.close()
+    two.close()
+
+
+def test_a_request_with_a_key_that_cannot_be_kept_is_told_once(
+    made: list[Site], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches: one failure that counts as two in the log; one told of another step."""
+    site = Site(mode=Mode.QUEUE_ALL)
+    made.append(site)
+    store = site.middleware.process().store
+
+    def full(*_args: Any, **_keys: Any) -> Any:
+        raise StoreUnavailable("The disk is full.")
+
+    told = []
+    for step in ("put", "recall"):
+        monkeypatch.setattr(store, step, full)
+        caplog.clear()
+        assert site.call(HTTP_IDEMPOTENCY_KEY='"one"').status == "503 Service Unavailable"
+        told.append([record.getMessage().split()[1] for record in caplog.records])
+    assert told == [["step=put"], ["step=recall"]]
 
 
 @pytest.mark.parametrize("form", ["text", "json"])

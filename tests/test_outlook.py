@@ -88,12 +88,3 @@ def test_while_the_line_is_paused_only_the_place_is_told() -> None:
     assert Forecast(store, CONFIG, lambda: 0).outlook(ticket, now=0.0) == (2, None, True)
     store.pause(paused=False)
     assert wait(store, ticket, in_use=0) >= 0
-
-
-def test_a_ticket_claimed_meanwhile_has_no_place() -> None:
-    """Catches: a ticket told to wait for itself."""
-    store = open_store("memory://")
-    ticket = put(store, "image")
-    store.claim("w", now=0.0, lease=1.0, routes={"image"})
-    outlook = Forecast(store, CONFIG, lambda: 1).outlook(ticket, now=0.0)
-    assert (outlook.position, outlook.wait) == (None, None)

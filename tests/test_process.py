@@ -12,6 +12,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, BinaryIO
@@ -79,6 +80,52 @@ def sqlite_config(path: Path, **options: Any) -> Config:
 
 
 # What is held back, and what is told
+
+
+def test_leases_that_ran_out_while_nobody_could_renew_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: whoever is first after the store was away takes what the others run for lost."""
+    now = 1000.0
+    expired: list[float] = []
+    monkeypatch.setattr("wsgi_admission.process.time", SimpleNamespace(time=time.time, monotonic=lambda: now))
+    site = Site()
+    process = site.middleware.process()
+    process.housekeeper.stop()
+    renew, away = process.store.renew, True
+
+    def failing(*args: Any, **keys: Any) -> Any:
+        if away:
+            raise StoreUnavailable("away")
+        return renew(*args, **keys)
+
+    monkeypatch.setattr(process.store, "renew", failing)
+
+    def expire(**_keys: Any) -> int:
+        expired.append(now)
+        return 0
+
+    monkeypatch.setattr(process.store, "requeue_expired", expire)
+
+    def look(at: float) -> None:
+        nonlocal now
+        now = at
+        with suppress(StoreUnavailable):
+            process.leases()
+
+    for second in range(1001, 1034):
+        look(float(second))
+    away = False
+    for second in range(1034, 1047):
+        look(float(second))
+    assert expired == [1044.0, 1045.0, 1046.0]
+    away = True
+    look(1047.0)  # it was away for a moment: whoever runs something has leases left
+    away = False
+    look(1048.0)
+    assert expired[-1] == 1048.0
+    look(1060.0)  # all of this host was stopped
+    assert expired[-1] == 1048.0
+    monkeypatch.undo()
+    site.middleware.close()
 
 
 def test_while_the_line_is_paused_nothing_starts_and_newcomers_wait(

@@ -117,6 +117,55 @@ def test_a_repeat_is_known_while_the_server_is_idle() -> None:
     site.middleware.close()
 
 
+def test_a_key_makes_one_run_while_the_server_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: requests that run at once, side by side, because none of them has a ticket."""
+    site = Site(slots=4, replays=True)
+    process = site.middleware.process()
+    recall, meet, found = process.store.recall, threading.Barrier(4), []
+
+    def late(*of: Any) -> Any:
+        ticket = recall(*of)
+        meet.wait(30)
+        return ticket
+
+    monkeypatch.setattr(process.store, "recall", late)  # all four know nothing of each other
+    threads = [threading.Thread(target=lambda: found.append(send(site))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    monkeypatch.undo()
+    direct = [answer for answer in found if answer.status == "200 OK"]
+    assert direct
+    assert {answer.body for answer in direct} == {b"prompt"}
+    assert all(answer.status == "202 Accepted" for answer in found if answer not in direct)
+    assert send(site).body == b"prompt"
+    assert len(site.environs) == number(site) == 1
+    site.middleware.close()
+
+
+def test_what_takes_long_is_told_its_place_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a client that is held for as long as its request runs."""
+    monkeypatch.setattr("wsgi_admission.middleware.HOLD", 0.05)
+    site = Site(slots=1)
+    assert send(site).status == "202 Accepted"
+    assert site.environs == []
+    site.middleware.close()
+
+
+def test_a_store_that_cannot_be_opened_means_503_and_no_run(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a new process that runs what is in the line of the others."""
+
+    def dead() -> Any:
+        raise StoreUnavailable("The disk is gone.")
+
+    monkeypatch.setattr(site.middleware, "process", dead)
+    refused = send(site)
+    assert (refused.status, refused.header("Content-Type")) == ("503 Service Unavailable", "application/problem+json")
+    assert site.environs == []
+    monkeypatch.undo()
+
+
 def test_parallel_repeats_make_one_ticket(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches: two that look for the key before either has put."""
     store = site.middleware.process().store

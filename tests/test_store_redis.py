@@ -15,20 +15,23 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from tests.redis_servers import RedisServer, program, started
 from tests.store_model import ROUTES, read, recording, ticket
 from tests.support import free_port, until
-from wsgi_admission.errors import ConfigError, StoreError, StoreMismatch, StoreUnavailable
-from wsgi_admission.stores import check_url, fitness, open_store
+from wsgi_admission.errors import ConfigError, LeaseLost, StoreError, StoreMismatch, StoreRefused, StoreUnavailable
+from wsgi_admission.stores import check_url, fitness, news, open_store
 from wsgi_admission.stores import redis as module
 from wsgi_admission.stores.breaker import PAUSE
 from wsgi_admission.stores.records import INLINE_BODY, Tally
 from wsgi_admission.stores.redis import RedisStore
 from wsgi_admission.stores.scripts import FIELDS, KEYS, key
-from wsgi_admission.ticket import State
+from wsgi_admission.stores.servers import Servers
+from wsgi_admission.ticket import State, Ticket
 
 #: The longest that a request may wait for a server that does not answer, in seconds.
 LONGEST = 2.0
@@ -157,23 +160,42 @@ def _answers(store: RedisStore) -> bool:
         return False
 
 
-@pytest.mark.parametrize("key", ["", "k"])
-def test_a_put_without_an_answer_makes_no_ticket_in_the_end(server: RedisServer, store: RedisStore, key: str) -> None:
-    """Catches: a request that was run at once, or refused, and is run again by a ticket that nobody knows."""
+def put_late(server: RedisServer, store: RedisStore, key: str = "") -> Ticket:
+    """Put a ticket after another; the answer does not come in time, and it is done all the same."""
     put(store, "bob")
     new = ticket()
     with server.paused():
         unavailable(lambda: store.put(new, recording(), now=0, key=key, digest="d"))
     until(lambda: _answers(store), patience=PAUSE + 1)
     until(lambda: queued(store) == 2, "the put, done late", patience=5)
+    return new
+
+
+def test_a_put_without_an_answer_makes_no_ticket_in_the_end(server: RedisServer, store: RedisStore) -> None:
+    """Catches: a request that was run at once, or refused, and is run again by a ticket that nobody knows."""
+    new = put_late(server, store)
     store.maintain(now=5)
     ended = store.get(new.id)
     assert (ended.state, ended.completed_at, ended.error) == (State.CANCELLED, 5, module.UNKNOWN)
-    assert store.recall(new.route, new.client, key, "d") is None
-    assert store.put(ticket(), recording(), now=6, key=key, digest="d").start == 0.0
+    assert store.put(ticket(), recording(), now=6).start == 0.0
     version = store.changed()
     store.maintain(now=7)
     assert store.changed() == version, "it is settled"
+
+
+def test_a_put_with_a_key_and_without_an_answer_is_what_the_key_finds(server: RedisServer, store: RedisStore) -> None:
+    """Catches: a ticket given with a 202, here or by another process, that is cancelled afterwards or put twice."""
+    new = put_late(server, store, key="k")
+    with closing(RedisStore(server.url)) as other:
+        found = other.put(ticket(), recording(), now=1, key="k", digest="d")
+        assert (found.id, found.state) == (new.id, State.QUEUED)
+        store.maintain(now=2)
+        assert other.get(new.id) == found
+        while other.get(new.id).state is State.QUEUED:
+            other.finish(*claim(other), State.COMPLETED, recording(), now=3)
+        store.maintain(now=4)
+        for each in (store, other):
+            assert each.put(ticket(), recording(), now=5, key="k", digest="d") == other.get(new.id)
 
 
 def test_a_claim_without_an_answer_is_given_back(server: RedisServer, store: RedisStore) -> None:
@@ -190,6 +212,48 @@ def test_a_claim_without_an_answer_is_given_back(server: RedisServer, store: Red
     assert [claim(store)[0] for _ in range(2)] == [new.id, other]
     store.maintain(now=2)
     assert store.counts()["donor", "image"].processing == 2
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_finish_without_an_answer_can_be_said_again(
+    server: RedisServer, store: RedisStore, *, cancelled: bool
+) -> None:
+    """Catches: a run that ended well and is called late; a second finish that is taken for the same one."""
+    other = put(store, "bob")
+    store.finish(*claim(store), State.COMPLETED, recording(), now=1)  # now the server knows the script
+    new, run = put(store), claim(store)
+    if cancelled:
+        store.cancel(new, now=1)
+    with server.paused():
+        unavailable(lambda: store.finish(*run, State.COMPLETED, recording(), now=2))
+    until(lambda: _answers(store), patience=PAUSE + 1)
+    until(lambda: store.get(new).state.final, "the finish, done late", patience=5)
+    ended, version = store.get(new), store.changed()
+    assert store.finish(*run, State.COMPLETED, recording(), now=3) == ended
+    assert (ended.state, ended.completed_at) == (State.CANCELLED if cancelled else State.COMPLETED, 2)
+    assert (store.changed(), store.counts()["donor", "image"].late) == (version, 0)
+    for over in (run, (other, 1)):
+        with pytest.raises(LeaseLost):
+            store.finish(*over, State.COMPLETED, recording(), now=4)
+    assert store.counts()["donor", "image"].late == 2
+
+
+def test_a_finish_without_an_answer_that_was_not_done_ends_no_other_attempt(
+    server: RedisServer, store: RedisStore
+) -> None:
+    """Catches: a repetition that is believed because the ticket is final, whoever ended it."""
+    new = store.put(ticket(crash_retries=0), recording(), now=0).id
+    run = claim(store)
+    server.kill()
+    unavailable(lambda: store.finish(*run, State.COMPLETED, recording(), now=1))
+    server.start()
+    until(lambda: _answers(store), patience=PAUSE + 1)
+    store.put(replace(ticket(crash_retries=0), id=new), recording(), now=2)  # this server keeps nothing
+    assert claim(store) == run
+    store.bury("worker", now=3)
+    with pytest.raises(LeaseLost):
+        store.finish(*run, State.COMPLETED, recording(), now=4)
+    assert store.get(new).state is State.FAILED
 
 
 def test_a_connection_that_the_server_closed_meanwhile_is_not_used(server: RedisServer, store: RedisStore) -> None:
@@ -257,10 +321,10 @@ def test_a_wrong_password_is_told_and_not_shown(folder: Path, kind: str) -> None
     """Catches: the password of the store in a log."""
     server = started(folder / "locked", kind, "--requirepass", "s3cret")
     try:
-        with pytest.raises(StoreUnavailable, match="refuses the user or the password") as refused:
+        with pytest.raises(StoreRefused, match="refuses the user or the password") as refused:
             RedisStore(f"{server.url}&password=wr0ng")
         assert "wr0ng" not in str(refused.value)
-        with pytest.raises(StoreUnavailable, match=r"(?i)auth"):
+        with pytest.raises(StoreRefused, match=r"(?i)auth"):
             RedisStore(server.url)
         with closing(RedisStore(f"{server.url}&password=s3cret")) as store:
             new = put(store)
@@ -268,6 +332,17 @@ def test_a_wrong_password_is_told_and_not_shown(folder: Path, kind: str) -> None
             assert "s3cret" not in str(store.health())
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize("lacks", ["-info", "-eval -evalsha", "-publish", "resetkeys ~other", "resetchannels &other"])
+def test_a_user_without_a_right_that_is_needed_is_refused_at_once(server: RedisServer, lacks: str) -> None:
+    """Catches: a site that starts, and accepts nothing, because a right is found missing by the first visitor."""
+    assert server.ask("ACL", "SETUSER", "site", "on", ">s3cret", "~*", "&*", "+@all", *lacks.split()) == b"+OK\r\n"
+    try:
+        with pytest.raises(StoreRefused, match="denies the user a right"):
+            RedisStore(f"{server.url}&username=site&password=s3cret")
+    finally:
+        server.ask("ACL", "DELUSER", "site")
 
 
 # What is kept
@@ -432,6 +507,37 @@ def test_counts_are_true_while_nobody_tells_of_changes(server: RedisServer, stor
             assert queued(store) == number - 1
             put(other, f"client {number}")
             until(lambda: queued(store) == number, patience=0.3)  # noqa: B023 - called at once
+
+
+class Away:
+    """A server that cannot be reached."""
+
+    def connect(self) -> Any:
+        raise OSError("it is away")
+
+
+def test_what_takes_long_to_read_is_read_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a slow server that is asked for the same at every step of a request, and answers none in time."""
+    now, delay, readings = 100.0, 0.5, 0
+    monkeypatch.setattr(news, "time", SimpleNamespace(monotonic=lambda: now))
+
+    def load() -> int:
+        nonlocal now, readings
+        now, readings = now + delay, readings + 1
+        return readings
+
+    some = news.News(cast("Servers", Away()), "channel")
+    with closing(some):
+        assert some.cached("counts", load) == 1
+        some.changed()
+        assert some.cached("counts", load) == 1
+        assert some.cached("counts", load, of="another minute") == 2
+        now += 2.1
+        assert some.cached("counts", load, of="another minute") == 3
+        now, delay = now + 3.0, 0.01
+        assert some.cached("counts", load) == 4
+        some.changed()
+        assert some.cached("counts", load) == 5
 
 
 def queued(store: RedisStore) -> int:

@@ -12,18 +12,30 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from tests.store_model import ROUTES, read, recording, ticket
+from tests.store_model import ROUTES, Clock, read, recording, ticket
 from tests.support import until
-from wsgi_admission.errors import KeyReused, LeaseLost, StoreError, StoreMismatch, StoreUnavailable, UnknownTicket
+from wsgi_admission.errors import (
+    DamagedRecording,
+    KeyReused,
+    LeaseLost,
+    StoreError,
+    StoreMismatch,
+    StoreUnavailable,
+    UnknownTicket,
+)
 from wsgi_admission.stores import bodies, checkpoints, connections, opening, pruning, rows, watch
 from wsgi_admission.stores.bodies import Bodies, Stored
+from wsgi_admission.stores.breaker import PAUSE, Tripped
 from wsgi_admission.stores.checkpoints import INTERVAL, WAL_LIMIT, wal_race
+from wsgi_admission.stores.connections import Locked
 from wsgi_admission.stores.mark import Mark
 from wsgi_admission.stores.opening import filesystem_type, refuse_network
 from wsgi_admission.stores.records import INLINE_BODY, Passed, Tally, Worker
@@ -136,6 +148,52 @@ def test_a_link_is_refused(path: Path) -> None:
     assert not path.with_name("elsewhere").exists()
 
 
+@pytest.mark.parametrize("end", ["-wal", "-shm", "-lock", "-mark"])
+def test_a_link_in_place_of_what_stands_beside_it_is_refused(path: Path, end: str) -> None:
+    """Catches: writing to whatever a link that somebody put there leads to."""
+    SQLiteStore(path).close()
+    beside = path.with_name(f"{path.name}{end}")
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(path.with_name("elsewhere"))
+    path.with_name("elsewhere").write_text("theirs")
+    with pytest.raises(StoreError, match=rf"line\.db{end} is not a plain file"):
+        SQLiteStore(path)
+    assert path.with_name("elsewhere").read_text() == "theirs"
+
+
+def test_what_is_there_already_is_made_private(path: Path) -> None:
+    """Catches: prompts and answers that every user can read, because somebody has made the file before."""
+    path.touch()
+    path.chmod(0o666)
+    bodies = path.with_name(f"{path.name}.bodies")
+    bodies.mkdir()
+    bodies.chmod(0o777)
+    with closing(SQLiteStore(path)) as store:
+        store.put(ticket(), recording(b"x" * (INLINE_BODY + 1)), now=0)
+        modes = {
+            stat.S_IMODE(file.stat().st_mode) for file in (path, path.with_name(f"{path.name}-shm"), *bodies.iterdir())
+        }
+        assert modes == {0o600}
+        assert stat.S_IMODE(bodies.stat().st_mode) == 0o700
+
+
+def test_every_folder_that_is_made_is_private(tmp_path: Path) -> None:
+    """Catches: a folder on the way that others can look into."""
+    SQLiteStore(tmp_path / "var" / "line" / "a.db").close()
+    assert [stat.S_IMODE(f.stat().st_mode) for f in (tmp_path / "var", tmp_path / "var" / "line")] == [0o700, 0o700]
+
+
+def test_a_folder_that_everybody_can_write_to_is_refused(tmp_path: Path) -> None:
+    """Catches: a line that anybody can replace; but /tmp, where nobody can, is none of them."""
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(StoreError, match="can be written to by everybody"):
+        SQLiteStore(folder / "a.db")
+    folder.chmod(0o1777)
+    SQLiteStore(folder / "a.db").close()
+
+
 def test_a_file_of_somebody_else_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches: a worker that takes over a file made by root, or by nobody."""
     uid = os.geteuid()
@@ -235,7 +293,8 @@ def test_a_corrupt_file_is_an_error_of_the_store(path: Path) -> None:
     with closing(SQLiteStore(path)) as store, pytest.raises(StoreUnavailable, match=r"line\.db") as failed:
         store.put(ticket(), recording(), now=1)
     assert isinstance(failed.value.__cause__, sqlite3.DatabaseError)
-    path.write_bytes(b"no SQLite format" + content[16:])  # what could be mended is in test_mending.py
+    path.write_bytes(b"no SQLite format" + content[16:])
+    path.with_name("line.db-mark").unlink()  # what was never ours is nothing to mend; see test_mending.py
     with pytest.raises(StoreError, match=r"line\.db is not a SQLite database that can be read"):
         SQLiteStore(path)
 
@@ -459,6 +518,7 @@ def test_a_file_that_others_keep_locked_is_unavailable(open_store: OpenStore, pa
         assert files(path) == []
         assert store.counts() == {}, "reading goes on"
         other.execute("ROLLBACK")
+    store._connections._begin_anew()
     store.put(ticket(), recording(BIG), now=0)
     assert store.counts()["donor", "image"].accepted == 1
 
@@ -475,6 +535,66 @@ def test_a_file_that_is_locked_for_a_moment_is_waited_for(open_store: OpenStore,
         other.execute("ROLLBACK")
         thread.join(timeout=30)
     assert store.counts()["donor", "image"].accepted == 1
+
+
+def test_after_waiting_in_vain_nobody_waits_until_one_has_tried_again(open_store: OpenStore, path: Path) -> None:
+    """Catches: every request of a site waiting for a file that stays locked; a store that does not come back."""
+    store, clock = open_store(patience=0.01), Clock()
+    store._connections._writing._clock = clock
+    made = store.put(ticket(), recording(), now=0)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        for cause in (Locked, Tripped, Tripped):
+            with pytest.raises(StoreUnavailable) as failed:
+                store.put(ticket(), recording(), now=0)
+            assert isinstance(failed.value.__cause__, cause)
+        with pytest.raises(StoreUnavailable):
+            store.health()
+        assert store.get(made.id).id == made.id, "reading goes on"
+        clock.go_on(PAUSE)
+        assert store.health()["kind"] == "sqlite", "nothing is known against it"
+        with pytest.raises(StoreUnavailable) as failed:
+            run_one(store)
+        assert isinstance(failed.value.__cause__, Locked)
+    with pytest.raises(StoreUnavailable):
+        run_one(store)
+    clock.go_on(PAUSE)
+    assert run_one(store).id == made.id
+    assert store.put(ticket(), recording(), now=0).number == 2
+
+
+def test_who_waits_behind_one_that_waits_in_vain_does_not_wait_anew(open_store: OpenStore, path: Path) -> None:
+    """Catches: threads of one process that wait for a locked file one after the other."""
+    store = open_store(patience=0.3)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other, ThreadPoolExecutor(5) as threads:
+        other.execute("BEGIN IMMEDIATE")
+        puts = [threads.submit(store.put, ticket(), recording(), now=0) for _ in range(5)]
+        causes = [type(error.__cause__) for put in puts if (error := put.exception()) is not None]
+    assert len(causes) == 5
+    assert causes.count(Locked) == 1
+
+
+def test_a_file_that_cannot_even_be_read_is_waited_for_once(open_store: OpenStore, path: Path) -> None:
+    """Catches: a request that waits for each thing that it reads, and then again to be kept."""
+    store = open_store(patience=0.01)
+    store.close()
+    store = open_store(patience=0.01)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        steps: list[Callable[[], object]] = [
+            store.counts,
+            store.counts,
+            lambda: store.put(ticket(), recording(), now=0),
+            lambda: store.get("one"),
+            store.changed,
+        ]
+        causes = []
+        for step in steps:
+            with pytest.raises(StoreUnavailable) as failed:
+                step()
+            causes.append(type(failed.value.__cause__))
+        assert causes == [Locked, Tripped, Tripped, Tripped, Tripped]
 
 
 @contextmanager
@@ -585,6 +705,52 @@ def test_a_body_that_cannot_be_read_leaves_nothing(store: SQLiteStore, path: Pat
         store.put(ticket(), request, now=0)
     assert files(path) == []
     assert store.counts() == {}
+
+
+@pytest.mark.parametrize("broken", [BIG[:-1] + b"y", BIG[:-1], BIG + b"x", b""])
+def test_a_large_body_with_a_wrong_byte_is_told_and_not_used(store: SQLiteStore, path: Path, broken: bytes) -> None:
+    """Catches: somebody who gets, and an app that runs, what nobody has sent."""
+    store.put(ticket(), recording(BIG), now=0)
+    run = run_one(store)
+    (kept,) = Path(f"{path}.bodies").iterdir()
+    kept.write_bytes(broken)
+    with pytest.raises(DamagedRecording, match="request"):
+        store.request(run.id)
+    store.finish(run.id, 1, State.COMPLETED, recording(BIG), now=1)
+    assert read(store.response(run.id)) == read(recording(BIG))
+    (kept,) = Path(f"{path}.bodies").iterdir()
+    kept.write_bytes(broken)
+    with pytest.raises(DamagedRecording, match="response"):
+        store.response(run.id)
+    assert not store._connections.damaged, "the database is sound"
+
+
+def test_a_body_of_a_version_without_checksums_is_still_read(store: SQLiteStore, path: Path) -> None:
+    """Catches: an update that loses what waits."""
+    folder = Path(f"{path}.bodies")
+    folder.mkdir()
+    (folder / "0123456789abcdef0123456789abcdef").write_bytes(BIG)
+    old = Stored("{}", None, "0123456789abcdef0123456789abcdef", len(BIG))
+    found = store._bodies.recording(lambda: old)
+    assert read(found) == ("{}", BIG, len(BIG))
+
+
+def test_a_file_that_is_erased_during_a_sweep_does_not_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a sweep that ends without a word as soon as anybody else erases something."""
+    for name in ("erased", "orphan"):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+
+    @contextmanager
+    def scandir(directory: Path) -> Iterator[list[os.DirEntry[str]]]:
+        with os.scandir(directory) as entries:
+            found = list(entries)
+        (tmp_path / "erased").unlink()
+        yield sorted(found, key=lambda entry: entry.name)
+
+    monkeypatch.setattr(bodies, "os", SimpleNamespace(**{**vars(os), "scandir": scandir}))
+    Bodies(tmp_path, durable=False).sweep(list, now=1e9)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_old_files_that_nobody_names_are_swept(open_store: OpenStore, path: Path) -> None:

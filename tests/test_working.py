@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.redis_servers import started
 from tests.support import PATIENCE, ROOT, gunicorn, ini, stop, until
 from tests.wsgi import call
 from wsgi_admission import AdmissionMiddleware
@@ -375,6 +376,38 @@ def test_a_reload_that_cannot_be_keeps_what_works(place: Place) -> None:
         assert working.process.poll() is None
 
 
+HANGS = "import threading\nprint('importing', flush=True)\nthreading.Event().wait()"
+
+
+@pytest.mark.parametrize("end", ["the time is over", "HUP again"])
+def test_an_app_that_hangs_while_it_is_imported_does_not_stall_reloads(place: Place, end: str) -> None:
+    """Catches: a reload that never ends, says nothing, and keeps the next one from being tried."""
+    module = place.folder / "changing.py"
+    module.write_text("from tests.apps import app")
+    timeout = "3" if end == "the time is over" else "600"
+    with place.work("--processes", "2", "--start-timeout", timeout, app="changing:app") as working:
+        until(lambda: working.text().count("replays with") == 2, "both processes")
+        old = {child.pid for child in working.children()}
+        module.write_text(HANGS)
+        working.signal(signal.SIGHUP)
+        until(lambda: "importing" in working.text(), "the import")
+        assert place.pid() in old
+        if end == "HUP again":
+            module.write_text("from tests.apps import app")
+            working.signal(signal.SIGHUP)
+            told = "SIGHUP came again while it was starting"
+        else:
+            told = "it had not begun after 3 s"
+        until(lambda: f"the reload is given up, the old processes stay: {told}" in working.text(), "the end of it")
+        if end == "the time is over":
+            assert {child.pid for child in working.children()} == old
+            assert place.pid() in old
+            module.write_text("from tests.apps import app")
+            working.signal(signal.SIGHUP)
+        until(lambda: working.text().count("replays with") == 4, "the successors")
+        until(lambda: not {child.pid for child in working.children()} & old, "the end of the old ones")
+
+
 # What cannot work
 
 
@@ -436,3 +469,19 @@ def test_a_configuration_or_a_store_that_cannot_be_used_ends_it(
     assert ended.returncode == 1
     assert told in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_server_that_refuses_the_password_ends_it(tmp_path: Path) -> None:
+    """Catches: processes that wait for ever for a store which is there, and will never let them in."""
+    server = started(tmp_path, "redis", "--requirepass", "s3cret")
+    try:
+        config = ini(tmp_path, f"{QUEUE_ALL}[store]\nurl = {server.url}&password=wr0ng\n")
+        ended = subprocess.run(
+            [sys.executable, "-m", "wsgi_admission", "work", str(config), "tests.apps:app"],
+            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,
+            check=False,
+        )  # fmt: skip
+    finally:
+        server.stop()
+    assert ended.returncode == 1
+    assert "refuses the user or the password" in ended.stderr.splitlines()[-1]

@@ -10,6 +10,7 @@ from wsgi_admission.errors import (
     RequestRefused,
     StoreError,
     StoreMismatch,
+    StoreRefused,
     StoreUnavailable,
     UnknownTicket,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "RequestRefused",
     "StoreError",
     "StoreMismatch",
+    "StoreRefused",
     "StoreUnavailable",
     "UnknownTicket",
     "__version__",

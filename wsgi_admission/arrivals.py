@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Hashable
 
 from wsgi_admission.config import Route
 from wsgi_admission.errors import AdmissionError, KeyReused, RequestRefused, UntellableLength
 from wsgi_admission.logs import event
 from wsgi_admission.receiving import Body, receive
 from wsgi_admission.replay import queueable
+from wsgi_admission.stores import Store
+from wsgi_admission.ticket import Ticket
 from wsgi_admission.web.answers import Answer, Environ, problem, retry_later
 from wsgi_admission.web.preferences import preferences
+
+#: Seconds between two looks for the end of a ticket.
+LOOK_INTERVAL = 0.02
+_pause = threading.Event()  # never set
 
 log = logging.getLogger("wsgi_admission.arrivals")
 
 
-def received(environ: Environ, route: Route) -> Body | Answer | None:
-    """Read the body, or return the answer to a request whose body cannot be had."""
+def received(environ: Environ, route: Route) -> Body | None:
+    """Read the body; None if only the app can.
+
+    :raises AdmissionError: when it cannot be had.
+    """
     try:
         return receive(environ, max_body=route.max_body)
     except UntellableLength:
         return None  # as long as nothing has to wait, the app may read what we cannot
-    except AdmissionError as error:
-        return refusal(error)
 
 
 def prefers_queue(environ: Environ, body: Body | None) -> bool:
@@ -32,12 +41,32 @@ def prefers_queue(environ: Environ, body: Body | None) -> bool:
     return readable and queueable(environ) and preferences(environ).respond_async
 
 
-def refusal(error: AdmissionError) -> Answer:
-    """Return the answer to a request that can be neither run nor kept."""
+def refusal(error: AdmissionError, load: Callable[[], float], step: str) -> Answer:
+    """Return the answer to a request that can be neither run nor kept.
+
+    :param load: returns the load of this host, 0 to 1.
+    :param step: what failed, for the log.
+    """
     if isinstance(error, (RequestRefused, KeyReused)):
         return problem(int(error.status[:3]), str(error))
-    event(log, "store.failing", level=logging.ERROR, step="body", error=error)
-    return retry_later("The server cannot keep the request just now.", 1.0)
+    event(log, "store.failing", level=logging.ERROR, step=step, error=error)
+    return retry_later("The server cannot keep the request just now.", load())
+
+
+def ended(store: Store, ticket: Ticket, patience: float) -> Ticket:
+    """Wait until the ticket is final, for at most ``patience`` seconds; return it as it is then."""
+    deadline = time.monotonic() + patience
+    seen: Hashable = None
+    while not ticket.state.final and time.monotonic() < deadline:
+        try:
+            token = store.changed()
+            if token != seen:
+                seen, ticket = token, store.get(ticket.id)
+                continue
+        except AdmissionError:
+            break  # it is in the line, whatever the store says now
+        _pause.wait(LOOK_INTERVAL)
+    return ticket
 
 
 def close(body: Body | None) -> None:

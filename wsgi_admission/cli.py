@@ -119,15 +119,25 @@ def options() -> None:
     metavar="SECONDS",
     help="What runs has so long when a process leaves.",
 )
+@click.option(
+    "--start-timeout",
+    default=300.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="A process that has not begun by then is given up.",
+)
 @click.option("--nice", default=10, show_default=True, type=click.IntRange(0, 19), help="CPU priority; 0: the usual.")
-def work(config: str, app: str, processes: int, chdir: str, grace: float, nice: int) -> None:
+def work(config: str, app: str, processes: int, chdir: str, grace: float, start_timeout: float, nice: int) -> None:
     """Replay what is queued in the line of CONFIG, with the app MODULE:APP: for machines without a web server.
 
     TERM and INT: claim nothing more, wait for what runs, and hand the rest back; a second one does not wait.  HUP: read
     CONFIG again and replace the processes one after another.
     """
     try:
-        fault = work_for(config, app, processes=processes, chdir=chdir, grace=grace, nice=nice)
+        fault = work_for(
+            config, app, processes=processes, chdir=chdir, grace=grace, nice=nice, start_timeout=start_timeout
+        )
     except ConfigError as error:
         for problem in error.problems:
             click.echo(problem, err=True)

@@ -30,6 +30,10 @@ class StoreUnavailable(StoreError):
     """The store cannot be reached or written just now; the same step may succeed later."""
 
 
+class StoreRefused(StoreUnavailable):
+    """The store refuses the user, the password or a right; until somebody changes that nothing can succeed."""
+
+
 class StoreMismatch(StoreError):
     """The store was written by a version of this package that this one cannot work with."""
 

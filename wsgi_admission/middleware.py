@@ -23,7 +23,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 
-from wsgi_admission.arrivals import close, closing, prefers_queue, received, refusal
+from wsgi_admission.arrivals import close, closing, ended, prefers_queue, received, refusal
 from wsgi_admission.config import Config, Route, load_config
 from wsgi_admission.errors import (
     AdmissionError,
@@ -57,6 +57,10 @@ _RUN, _QUEUE = Verdict.RUN, Verdict.QUEUE
 
 #: Seconds between attempts to open a store that could not be opened.
 REOPEN_INTERVAL = 1.0
+#: Seconds for which a request with an Idempotency-Key waits for its answer, if it can start at once.
+HOLD = 10.0
+#: Seconds after which a client whose request is kept has waited long enough, and is not told its place too.
+LONG_PUT = 0.5
 
 
 class AdmissionMiddleware:
@@ -186,30 +190,47 @@ class AdmissionMiddleware:
             return self.app(environ, start_response)
         if self._mode is _SHADOW:
             return self._shadow(process, route, environ, start_response)
-        body = received(environ, route)
-        if isinstance(body, Answer):
-            return self._pages.problem(environ, body).send(environ, start_response)
+        try:
+            body = received(environ, route)
+        except AdmissionError as error:
+            return self._refuse(environ, start_response, self._refusal(process, error, "body"))
+        if environ.get("HTTP_IDEMPOTENCY_KEY", "").strip() and queueable(environ):
+            return self._admit_once(process, route, body, environ, start_response)
         if process is None:
-            return self._run_or_refuse(self._spare_slots, route, body, environ, start_response)
+            return self._run_or_refuse(None, route, body, environ, start_response)
         who = self._identify(environ)
-        key = NO_KEY
-        if "HTTP_IDEMPOTENCY_KEY" in environ:
-            try:
-                key = key_of(environ, body)
-                known = process.store.recall(route.name, who.client, *key)
-            except AdmissionError as error:
-                close(body)
-                return self._pages.problem(environ, refusal(error)).send(environ, start_response)
-            if known is not None:
-                close(body)
-                return process.api.admitted(known, environ, start_response)
         at_once = "HTTP_PREFER" not in environ or not prefers_queue(environ, body)
         if at_once and _verdict(self._mode, process, who, route) is _RUN:
             slot = _take(process.slots, route)
             if slot is not None:
                 passed = process.passing.begin(who.tier, route.name, shadowed=False)
                 return run(self.app, environ, start_response, slot, closing(body, passed))
-        return self._queue(process, route, who, body, key, environ, start_response)
+        return self._queue(process, route, who, body, NO_KEY, environ, start_response)
+
+    def _admit_once(
+        self, process: Process | None, route: Route, body: Body | None, environ: Environ, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        """Answer a matching request with an Idempotency-Key.
+
+        It always gets a ticket, which alone keeps the promise of a key, also to requests that come at the same time.
+        """
+        if process is None:
+            # Nobody knows whether it is in the line already, and a key promises one run.
+            close(body)
+            answer = retry_later("The server cannot keep the request just now.", self._load(None))
+            return self._refuse(environ, start_response, answer)
+        who = self._identify(environ)
+        try:
+            key = key_of(environ, body)
+            known = process.store.recall(route.name, who.client, *key)
+        except AdmissionError as error:
+            close(body)
+            return self._refuse(environ, start_response, self._refusal(process, error, "recall"))
+        if known is not None:
+            close(body)
+            return process.api.admitted(known, environ, start_response)
+        idle = _verdict(self._mode, process, who, route) is _RUN and not prefers_queue(environ, body)
+        return self._queue(process, route, who, body, key, environ, start_response, patience=HOLD if idle else 0.0)
 
     def _shadow(
         self, process: Process | None, route: Route, environ: Environ, start_response: StartResponse
@@ -232,31 +253,34 @@ class AdmissionMiddleware:
         key: Key,
         environ: Environ,
         start_response: StartResponse,
+        *,
+        patience: float = 0.0,
     ) -> Iterable[bytes]:
+        """Put the request into the line; wait ``patience`` seconds for its answer."""
         if not queueable(environ):
             # It cannot be answered later, and may not get around the line either.
             close(body)
-            answer = retry_later("The server is busy, and this request cannot be queued.", process.load().value)
-            return self._pages.problem(environ, answer).send(environ, start_response)
+            answer = retry_later("The server is busy, and this request cannot be queued.", self._load(process))
+            return self._refuse(environ, start_response, answer)
+        asked = time.monotonic()
         try:
             ticket = self._put(process, route, who, record(environ, body), key)
-        except (RequestRefused, KeyReused) as error:
-            close(body)
-            return self._pages.problem(environ, refusal(error)).send(environ, start_response)
-        except StoreError as error:
-            event(log, "store.failing", level=logging.ERROR, step="put", route=route.name, error=error)
-            if key != NO_KEY:
+        except (RequestRefused, KeyReused, StoreError) as error:
+            if key != NO_KEY or not isinstance(error, StoreError):
                 # Nobody knows whether it is there already, and a key promises that it runs once.
                 close(body)
-                return self._pages.problem(environ, refusal(error)).send(environ, start_response)
+                return self._refuse(environ, start_response, self._refusal(process, error, "put"))
+            event(log, "store.failing", level=logging.ERROR, step="put", route=route.name, error=error)
             if body is not None:
                 body.file.seek(0)
-            return self._run_or_refuse(process.slots, route, body, environ, start_response)
+            return self._run_or_refuse(process, route, body, environ, start_response)
         except BaseException:
             close(body)
             raise
         close(body)
-        return process.api.admitted(ticket, environ, start_response)
+        slow = time.monotonic() - asked > LONG_PUT
+        ticket = ended(process.store, ticket, patience)
+        return process.api.admitted(ticket, environ, start_response, ask=not slow)
 
     def _put(self, process: Process, route: Route, who: Identity, request: Recording, key: Key) -> Ticket:
         now = time.time()
@@ -288,19 +312,37 @@ class AdmissionMiddleware:
                 "timestamp": iso(time.time()),
             }
             return json_answer(200, health).send(environ, start_response)
-        answer = retry_later("The queue cannot be reached just now.", 1.0)
-        return self._pages.problem(environ, answer).send(environ, start_response)
+        answer = retry_later("The queue cannot be reached just now.", self._load(None))
+        return self._refuse(environ, start_response, answer)
 
     def _run_or_refuse(
-        self, slots: Slots, route: Route, body: Body | None, environ: Environ, start_response: StartResponse
+        self,
+        process: Process | None,
+        route: Route,
+        body: Body | None,
+        environ: Environ,
+        start_response: StartResponse,
     ) -> Iterable[bytes]:
         """Run a request that can be kept nowhere."""
-        slot = _take(slots, route)
+        slot = _take(self._spare_slots if process is None else process.slots, route)
         if slot is None:
             close(body)
-            answer = retry_later("The server is busy and cannot queue requests just now.", 1.0)
-            return self._pages.problem(environ, answer).send(environ, start_response)
+            answer = retry_later("The server is busy and cannot queue requests just now.", self._load(process))
+            return self._refuse(environ, start_response, answer)
         return run(self.app, environ, start_response, slot, lambda: close(body))
+
+    def _refuse(self, environ: Environ, start_response: StartResponse, answer: Answer) -> Iterable[bytes]:
+        """Send a problem, or the page with the same text."""
+        return self._pages.problem(environ, answer).send(environ, start_response)
+
+    def _refusal(self, process: Process | None, error: AdmissionError, step: str) -> Answer:
+        return refusal(error, lambda: self._load(process), step)
+
+    def _load(self, process: Process | None) -> float:
+        """Return the load of this host; as far as it can be known, if the store cannot be opened."""
+        if process is None:
+            return min(1.0, self._spare_slots.in_use() / self.config.admission.max_concurrent)
+        return process.load().value
 
 
 def _verdict(mode: Mode, process: Process, who: Identity, route: Route) -> Verdict:

@@ -45,6 +45,8 @@ SAMPLE_INTERVAL = 0.5
 REPORT_INTERVAL = 5.0
 #: Seconds between looks for lost leases and things to write down.
 TIDY_INTERVAL = 1.0
+#: Seconds without a renewal after which leases that ran out say nothing, and for how long they do not.
+GAP, GRACE = 5.0, 10.0
 #: Direct runs remembered between two of those; what exceeds it is not counted.
 PASSED_KEPT = 100_000
 
@@ -106,6 +108,8 @@ class Process:
     alone: bool = False
     housekeeper: Housekeeper = field(init=False)
     left: bool = field(default=False, init=False)
+    renewed: float = field(default_factory=time.monotonic, init=False)
+    trusts_leases_from: float = field(default=0.0, init=False)
 
     def replayed(self, now: float) -> bool:
         """Return whether any process has reported lately that it replays.  ``now`` is seconds since the epoch."""
@@ -123,9 +127,16 @@ class Process:
     def leases(self) -> None:
         """Renew the leases of what runs here, then look for those that anybody lost.
 
-        In this order: after it was stopped for long, or the store was away, what runs here is not taken for lost.
+        After the store was away, or all of this host was stopped, nobody could renew: everybody gets the time to do so
+        before anything is taken for lost.
         """
         self.pool.renew()
+        now = time.monotonic()
+        if now - self.renewed > GAP:
+            self.trusts_leases_from = now + GRACE
+        self.renewed = now
+        if now < self.trusts_leases_from:
+            return
         if tickets := self.store.requeue_expired(now=time.time()):
             event(log, "leases.expired", level=logging.WARNING, tickets=tickets)
 
@@ -266,10 +277,6 @@ def start_process(
             used = admission.max_concurrent  # where the kernel cannot lock, none can be taken either
         return meter.load(used, admission.max_concurrent)
 
-    def may_start() -> bool:
-        # Memory above its threshold holds replays back, but the line moves: one still runs.
-        return not load().memory_above or slots.in_use() == 0
-
     pid = os.getpid()
     worker = Worker(
         id=f"{socket.gethostname()}:{pid}:{uuid.uuid4().hex[:8]}",
@@ -279,7 +286,8 @@ def start_process(
         slots=admission.max_concurrent,
         born=host.born(pid) or 0.0,
     )
-    pool = Pool(app, store, slots, worker, may_start=may_start, max_runtime=_max_runtime(config))
+    # Memory above its threshold holds replays back, but the line moves: one still runs.
+    pool = Pool(app, store, slots, worker, memory_short=lambda: load().memory_above, max_runtime=_max_runtime(config))
     passing = Passing()
     ranks = {tier.name: rank for rank, tier in enumerate(config.tiers.order)}
     process = Process(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from wsgi_admission.config import Config, import_callable
-from wsgi_admission.errors import StoreError, StoreUnavailable
+from wsgi_admission.errors import StoreError, StoreRefused, StoreUnavailable
 from wsgi_admission.process import Process, start_process
 from wsgi_admission.tiers import Resolver
 
@@ -125,6 +125,8 @@ def _start(app: App, config: Config, wanted: Callable[[], bool], tell: Callable[
                 if failed_at is None:
                     tell("")
                 return process
+        except StoreRefused:
+            raise
         except StoreUnavailable as error:
             if failed_at is None:
                 log.warning("the store does not answer, replays wait: %s", error)

@@ -26,7 +26,7 @@ log = logging.getLogger("wsgi_admission.workers")
 class Run:
     """A ticket that is being run.  Times are in seconds of a clock that does not jump.
 
-    :param slot: what it holds until it is stuck.
+    :param slot: what it holds until the app has returned, or it is stuck.
     :param limit: from when on it is stuck.
     :param progress: what the app says of it.
     """
@@ -78,9 +78,10 @@ class Runs:
         return run
 
     def answered(self, run: Run) -> None:
-        """Note that the app has returned: from now on only the store can be slow."""
+        """Note that the app has returned: its slot is free, and from now on only the store can be slow."""
         with self._changed:
             run.limit, run.stuck = math.inf, False
+        run.slot.release()
 
     def end(self, run: Run) -> None:
         """Remove a run."""

@@ -112,10 +112,10 @@ class Slots(abc.ABC):
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Let one thread of this host at a time choose what to run next with a slot of a limited route.
+        """Let one thread of this host at a time choose what to run next where a look at the slots decides.
 
-        Two that choose at once would both find the route's last slot free.  Who has waited for `TURN_PATIENCE` seconds
-        goes on without: the one whose turn it is may be stopped, and nothing but order is at stake.
+        Two that choose at once would both find a route's last slot free, or that nothing runs.  Who has waited for
+        `TURN_PATIENCE` seconds goes on without: the one whose turn it is may be stopped, and the line must move.
         """
         ledger = self._ledger()
         deadline = time.monotonic() + TURN_PATIENCE

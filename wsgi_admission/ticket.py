@@ -41,7 +41,7 @@ LEGAL_MOVES = {
 class Ticket:
     """One accepted request.  Times are seconds since the epoch.
 
-    :param id: a random uuid4; who knows it may read an anonymous client's ticket.
+    :param id: a uuid that cannot be guessed; who knows it may read an anonymous client's ticket.
     :param route: the name of the route that matched.
     :param tier: the name of the client's tier.
     :param tier_rank: the tier's place in the configuration, 0 first.
@@ -83,9 +83,12 @@ class Ticket:
     retryable: bool = False
 
     def again(self, *, cost: float, now: float) -> Ticket:
-        """Return a new ticket, not put yet, that is to run the same request for the same client."""
+        """Return a new ticket, not put yet, that is to run the same request for the same client.
+
+        Its id is always the same, and follows from this one's: whoever knows only the old ticket finds the new one.
+        """
         return Ticket(
-            id=str(uuid.uuid4()),
+            id=str(uuid.uuid5(uuid.NAMESPACE_OID, f"again {self.id}")),
             route=self.route,
             tier=self.tier,
             tier_rank=self.tier_rank,

@@ -16,7 +16,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from itertools import count
 
 from wsgi_admission.errors import LeaseLost, StoreError, StoreUnavailable, UnknownTicket
 from wsgi_admission.logs import event
@@ -38,6 +39,8 @@ LEASE = 30.0
 INTERRUPTED = "The server had to stop while it ran, and it is not run twice by itself; you can retry it."
 #: Seconds after which a store's claim has succeeded or failed, whatever happens.
 CLAIM_TIMEOUT = 5.0
+#: Seconds after which an answer that the store does not take, although it leaves the lease, is given up.
+GIVE_UP = 3600.0
 #: Seconds between an idle thread's looks at the line.  A look costs microseconds while nothing has changed, and
 #: sees what no news could tell, such as a slot that another process gave back.
 LOOK_INTERVAL = 0.05
@@ -48,7 +51,7 @@ class Pool:
 
     :param app: the wrapped application.
     :param worker: how this process reports itself; ``worker.threads`` threads are started.
-    :param may_start: asked before each claim; False holds replays back (memory is short).
+    :param memory_short: asked before each claim; while it is true a replay begins only while no slot is taken.
     :param max_runtime: route -> seconds after which a run of it is stuck, for the routes that have a limit.
     :param clock: returns seconds since the epoch.
     :param monotonic: returns seconds of a clock that does not jump.
@@ -61,7 +64,7 @@ class Pool:
         slots: Slots,
         worker: Worker,
         *,
-        may_start: Callable[[], bool] = lambda: True,
+        memory_short: Callable[[], bool] = lambda: False,
         max_runtime: Mapping[str, float] | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -71,13 +74,17 @@ class Pool:
         self._app = app
         self._store = store
         self._slots = slots
-        self._may_start = may_start
+        self._memory_short = memory_short
         self._clock = clock
+        self._monotonic = monotonic
         self._changed = threading.Condition()
         self._news = 0
         self._stopping = threading.Event()
+        self._left = threading.Event()
         self.runs = Runs(worker.threads, max_runtime or {}, clock=monotonic)
         self._store_fails = False
+        self._lost: set[tuple[str, int]] = set()
+        self._told: set[tuple[str, int]] = set()
         self._threads = [
             threading.Thread(target=self._work, name=f"wsgi-admission-replay-{i + 1}", daemon=True)
             for i in range(worker.threads)
@@ -111,11 +118,13 @@ class Pool:
             run.progress.flush()
 
     def renew(self) -> None:
-        """Renew the leases of what runs; log those that are lost."""
+        """Renew the leases of what runs; log those that are lost.  The store is written to even when nothing runs."""
         held = self.runs.held()
-        lost = set(held) - self._store.renew(held, lease=LEASE) if held else set()
-        for ticket_id, attempt in lost & set(self.runs.held()):
+        lost = (set(held) - self._store.renew(held, lease=LEASE)) & set(self.runs.held())
+        surely = lost & self._lost  # at the first time it may have come to its end in this very moment
+        for ticket_id, attempt in surely - self._told:
             event(log, "ticket.lost", level=logging.WARNING, ticket=ticket_id, attempt=attempt)
+        self._lost, self._told = lost, surely
 
     def stop(self) -> None:
         """Claim nothing more.  What runs goes on."""
@@ -139,6 +148,7 @@ class Pool:
                 self._hand_back(run.ticket)
         if stuck:
             self._give_up()
+        self._left.set()
         # Idle threads end at once, and must not touch the store when it is closed.  One that is in the middle of a
         # run cannot be ended; what it still has to say is refused.
         if not rest:
@@ -201,9 +211,9 @@ class Pool:
     def _run_next(self) -> bool:
         """Run the first ticket that there is room for; return whether there was one."""
         waiting = {route for (_, route), tally in self._store.counts().items() if tally.queued}
-        if not self._free(waiting) or self._store.paused() or not self._may_start():
+        if not self._free(waiting) or self._store.paused():
             return False
-        slot = self._slots.take(None)
+        slot = self._take()
         if slot is None:
             return False
         try:
@@ -215,14 +225,30 @@ class Pool:
             slot.release()
         return run is not None
 
+    def _take(self) -> Slot | None:
+        if not self._memory_short():
+            return self._slots.take(None)
+        # Two that looked at once would both find that nothing runs.
+        with self._slots.turn():
+            return None if self._slots.in_use() else self._slots.take(None)
+
     def _claim(self, slot: Slot, waiting: Iterable[str]) -> Run | None:
+        allowed = False
         with self.runs.claiming():
             # Looked at inside: whoever has told us to stop, and sees no claim under way then, relies on it.
             if self._stopping.is_set():
                 return None
             with self._slots.turn() if self._slots.limited(waiting) else nullcontext():
-                ticket = self._claim_first(slot, waiting)
-            return None if ticket is None else self.runs.begin(ticket, slot, self._progress(ticket))
+                ticket = self._claim_first(waiting)
+                if ticket is None:
+                    return None
+                run = self.runs.begin(ticket, slot, self._progress(ticket))
+                with suppress(StoreError):  # a kernel that cannot lock allows nothing
+                    # A newcomer of a better tier may have filled the route meanwhile.
+                    allowed = not self._stopping.is_set() and self._slots.allow(slot, ticket.route)
+        if not allowed:
+            self._return(run)
+        return run if allowed else None
 
     def _progress(self, ticket: Ticket) -> Progress:
         name, attempt = ticket.id, ticket.attempt
@@ -232,21 +258,24 @@ class Pool:
             attempt,
         )
 
-    def _claim_first(self, slot: Slot, waiting: Iterable[str]) -> Ticket | None:
+    def _claim_first(self, waiting: Iterable[str]) -> Ticket | None:
         # No slot of a route is held while the store chooses: to others its route would look full, and they would
         # overtake what waits for it.
         free = self._free(waiting)
-        ticket = self._store.claim(self.worker.id, now=self._clock(), lease=LEASE, routes=free) if free else None
-        if ticket is None:
-            return None
-        allowed = False
+        return self._store.claim(self.worker.id, now=self._clock(), lease=LEASE, routes=free) if free else None
+
+    def _return(self, run: Run) -> None:
+        """Give back what was claimed and has not run; the lease is renewed until that is done."""
+        ticket = run.ticket
         try:
-            # A newcomer of a better tier may have filled the route meanwhile.
-            allowed = not self._stopping.is_set() and self._slots.allow(slot, ticket.route)
+            if self._insist(
+                "release", ticket, lambda: self._store.release(ticket.id, ticket.attempt, now=self._clock())
+            ):
+                _tell("ticket.requeued", ticket, reason="store")
+        except LeaseLost:
+            pass  # it is back already
         finally:
-            if not allowed:
-                self._store.release(ticket.id, ticket.attempt, now=self._clock())
-        return ticket if allowed else None
+            self.runs.end(run)
 
     def _free(self, routes: Iterable[str]) -> list[str]:
         return [route for route in routes if not self._slots.full(route)]
@@ -256,19 +285,19 @@ class Pool:
         _tell("ticket.started", ticket)
         try:
             outcome = self._outcome(run)
+        except StoreUnavailable as error:
+            # The app was not called, and the ticket waits on in its place.
+            _tell_failing("request", error, ticket)
+            self._return(run)
+            _tell("ticket.requeued", ticket, reason="store")
+            return
+        try:
             self.runs.answered(run)
             run.progress.flush()  # how far it came stays to be seen when it failed
-            try:
-                self._finish(ticket, outcome)
-            finally:
-                if outcome.response is not None:
-                    outcome.response.body.close()
-        except StoreUnavailable as error:
-            # Only reading the request raises this: the app was not called, and the ticket waits on in its place.
-            _tell_failing("request", error, ticket)
-            self._store.release(ticket.id, ticket.attempt, now=self._clock())
-            _tell("ticket.requeued", ticket, reason="store")
+            self._finish(ticket, outcome)
         finally:
+            if outcome.response is not None:
+                outcome.response.body.close()
             self.runs.end(run)
 
     def _outcome(self, run: Run) -> Outcome:
@@ -284,25 +313,43 @@ class Pool:
             return replay(self._app, request, extras={MARK: ticket, **run.progress.environ})
 
     def _finish(self, ticket: Ticket, outcome: Outcome) -> None:
-        """Keep the answer; a store that does not answer is asked again for as long as the lease holds."""
+        """Keep the answer, which needs no slot any more."""
         state = State.COMPLETED if 0 < outcome.status < 500 else State.FAILED
-        for retry in range(64):
+
+        def finish() -> None:
             if outcome.response is not None:
                 outcome.response.body.seek(0)
+            now = self._clock()
+            ended = self._store.finish(ticket.id, ticket.attempt, state, outcome.response, now=now, error=outcome.error)
+            _tell(f"ticket.{ended.state.value}", ticket, status=outcome.status or None, error=ended.error or None)
+
+        try:
+            if not self._insist("finish", ticket, finish):
+                _tell("ticket.unkept", ticket, level=logging.ERROR)
+        except LeaseLost:
+            _tell("ticket.late", ticket, level=logging.WARNING)
+
+    def _insist(self, name: str, ticket: Ticket, step: Callable[[], None]) -> bool:
+        """Do a step of the store, again and again while it fails; return whether it was done.
+
+        The housekeeper renews the lease meanwhile.  It is given up when this process has left, and after `GIVE_UP`
+        seconds.
+
+        :raises LeaseLost: when somebody else has the ticket.
+        """
+        until = self._monotonic() + GIVE_UP
+        for retry in count():
             try:
-                ended = self._store.finish(
-                    ticket.id, ticket.attempt, state, outcome.response, now=self._clock(), error=outcome.error
-                )
+                step()
             except LeaseLost:
-                _tell("ticket.late", ticket, level=logging.WARNING)
+                raise
             except StoreError as error:
-                _tell_failing("finish", error, ticket)
-                threading.Event().wait(delay(retry, 0.0, 0.5, base=0.1, cap=LEASE / 6))
-                continue
+                _tell_failing(name, error, ticket)
             else:
-                _tell(f"ticket.{ended.state.value}", ticket, status=outcome.status or None, error=ended.error or None)
-            return
-        _tell("ticket.unkept", ticket, level=logging.ERROR)
+                return True
+            if self._left.wait(delay(retry, 0.0, 0.5, base=0.1, cap=LEASE / 6)) or self._monotonic() >= until:
+                break
+        return False
 
 
 def _tell(name: str, ticket: Ticket, *, level: int = logging.INFO, **more: object) -> None:

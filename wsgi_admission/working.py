@@ -92,6 +92,12 @@ class Child:
         """Why it cannot replay, or an empty string."""
         return self.told.removeprefix(b"+").decode("utf-8", "replace")
 
+    def give_up(self, why: str) -> None:
+        """Ask it to leave before it has begun; in this very moment it may begin, so it is not killed at once."""
+        self.told = why.encode()
+        os.kill(self.pid, signal.SIGTERM)
+        self.patience = time.monotonic() + MARGIN
+
     def look(self) -> None:
         """Take note of what it tells, and of its end."""
         try:
@@ -114,15 +120,19 @@ class Crew:
     :param processes: how many there are to be, 1 or more.
     :param grace: seconds that what runs has when a process leaves.
     :param nice: by how much the CPU priority of the processes is lowered.
+    :param start_timeout: seconds after which a process is given up that has not begun.
     """
 
-    def __init__(self, path: str, config: Config, app: str, *, processes: int, grace: float, nice: int) -> None:
+    def __init__(
+        self, path: str, config: Config, app: str, *, processes: int, grace: float, nice: int, start_timeout: float
+    ) -> None:
         self._path = path
         self._config = config
         self._app = app
         self._processes = processes
         self._grace = grace
         self._nice = nice
+        self._start_timeout = start_timeout
         self._children: list[Child] = []
         self._generation = 0
         self._leaving = False
@@ -160,6 +170,9 @@ class Crew:
         except ConfigError as error:
             # The error's text says it all; a traceback would only hide it.
             log.error("the changed configuration is not used, the old one stays:\n%s", error)  # noqa: TRY400 - see above
+        for child in self._children:
+            if child.replaces is not None and not child.told:
+                child.give_up("SIGHUP came again while it was starting")
         self._generation += 1
         self._note_idle_slots()
 
@@ -179,6 +192,8 @@ class Crew:
                 log.error("process %d does not leave and is killed", child.pid)
                 os.kill(child.pid, signal.SIGKILL)
                 child.patience = now + MARGIN
+            elif child.patience is None and not child.told and now - child.born > self._start_timeout:
+                child.give_up(f"it had not begun after {self._start_timeout:g} s")
         if not self._leaving:
             self._replace_old()
             self._fill_up(now)
@@ -195,7 +210,7 @@ class Crew:
             if other.replaces is child:
                 other.replaces = None
         why = child.fault or child.ended
-        if self._leaving or child.patience is not None:
+        if self._leaving or (child.patience is not None and not child.fault):
             log.info("process %d has left: it %s", child.pid, child.ended)
         elif not self._proved:
             self._fault = child.fault or f"the process that imports {self._app!r} {child.ended}"
@@ -223,7 +238,9 @@ class Crew:
 
     def _fill_up(self, now: float) -> None:
         """Start what is missing; before any has proved that the app can be used, one alone."""
-        there = sum(child.patience is None and child.replaces is None for child in self._children)
+        there = sum(
+            (child.patience is None or bool(child.fault)) and child.replaces is None for child in self._children
+        )
         missing = (self._processes if self._proved else 1) - there
         if missing > 0 and now >= self._not_before:
             for _ in range(missing):
@@ -261,17 +278,19 @@ class Crew:
         child.patience = time.monotonic() + MARGIN + (0.0 if haste else self._grace)
 
 
-def work(path: str, app: str, *, processes: int, chdir: str, grace: float, nice: int) -> str:
+def work(path: str, app: str, *, processes: int, chdir: str, grace: float, nice: int, start_timeout: float) -> str:
     """Replay what is queued in the line of an INI file; return why that cannot be, or an empty string.
 
     :param app: ``MODULE:APP``.
     :param chdir: the folder to change to first; the app is imported from there, and relative paths begin there.
     :param grace: seconds that what runs has when a process leaves.
     :param nice: by how much the CPU priority is lowered.
+    :param start_timeout: seconds after which a process is given up that has not begun.
     :raises ConfigError: when the configuration cannot be used.
     """
     os.chdir(chdir)
     sys.path.insert(0, str(Path.cwd()))
     config = read_config(path)
     log_to_stderr()
-    return Crew(path, config, app, processes=processes, grace=grace, nice=nice).run()
+    crew = Crew(path, config, app, processes=processes, grace=grace, nice=nice, start_timeout=start_timeout)
+    return crew.run()

@@ -20,6 +20,7 @@ class Network:
 
     def __init__(self, path: Path) -> None:
         self.delay = 0.0
+        self._unanswered: bytes | None = None
         self._path = path
         self._whole = threading.Event()
         self._whole.set()
@@ -50,6 +51,15 @@ class Network:
         finally:
             self.delay = 0.0
 
+    @contextmanager
+    def losing_answers_to(self, command: bytes) -> Iterator[None]:
+        """Let no answer through to what has ``command`` in it, and is done, during the block."""
+        self._unanswered = command
+        try:
+            yield
+        finally:
+            self._unanswered = None
+
     def close(self) -> None:
         """Close all connections."""
         for end in self._ends:
@@ -66,15 +76,19 @@ class Network:
                 server.connect(str(self._path))
             except OSError:
                 return
+            lost = threading.Event()
             for source, sink, back in ((client, server, False), (server, client, True)):
-                threading.Thread(target=self._carry, args=(source, sink, back), daemon=True).start()
+                threading.Thread(target=self._carry, args=(source, sink, lost, back), daemon=True).start()
 
-    def _carry(self, source: socket.socket, sink: socket.socket, back: bool) -> None:  # noqa: FBT001 - the thread's
+    def _carry(self, source: socket.socket, sink: socket.socket, lost: threading.Event, back: bool) -> None:  # noqa: FBT001 - the thread's
         with suppress(OSError):
             while data := source.recv(1 << 16):
                 self._whole.wait()
                 if back:
                     time.sleep(self.delay)  # the slow network
-                sink.sendall(data)
+                elif self._unanswered is not None and self._unanswered in data:
+                    lost.set()
+                if not (back and lost.is_set()):
+                    sink.sendall(data)
         with suppress(OSError):
             sink.shutdown(socket.SHUT_WR)

@@ -5,17 +5,20 @@ What a process *did* is written after it was done, what it *may do* before: a pr
 leaves too little, never too much.  So the checker knows of each wait of a ticket in the line for certain only a
 part of the time, and of the rest that it is possible; a fault is what cannot be true under any reading.
 
-    submitted  request, at                       a client is about to send a request
+    submitted  request, keyed, at                a client is about to send a request, if ``keyed`` again and again
+    answered   request, other, at                it got an answer of the app instead of a 202, and to which request
     accepted   request, ticket, at               it got a 202
     listed     ticket, rank, route, retries      a row of the store, at the end of the run: its place in the order,
                                                  and how often it may run again after a crash
     put        ticket, at                        the store returned from ``put``
-    claimed    ticket, attempt, routes, asked, at    the store was asked for one of these routes, and returned
-    started    ticket, attempt, request, at      the app was called with this request
+    claimed    ticket, attempt, routes, asked, at, pid    the store was asked for one of these routes, and returned
+    started    ticket, attempt, request, at, pid the app was called with this request
     releasing  ticket, attempt, at               a worker is about to give the ticket back
-    finished   ticket, attempt, state, at        the store returned from ``finish``
+    finished   ticket, attempt, state, at, pid   the store returned from ``finish``
+    told       pid, at                           a worker of gunicorn was told to leave
     seen       ticket, state, attempt, position, asked, at    what a client was told; state None: no such ticket
-    answer     ticket, request, at               the recorded answer, and for which request the app made it
+    answer     ticket, request, at               the recorded answer, and for which request the app made it: as a client
+                                                 got it, and as it is in the store at the end of the run
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -131,6 +134,14 @@ class Told:
         """Return the first event of this kind."""
         return next(iter(self.events[what]), None)
 
+    def evidence(self) -> list[Event]:
+        """Return the events that tell in which attempt it was."""
+        return [event for what in ("claimed", "started", "seen") for event in self.events[what]]
+
+    def attempts(self) -> int:
+        """Return how often it was claimed, as far as anybody knows."""
+        return max((event["attempt"] or 0 for event in self.evidence()), default=0)
+
     def waits(self, submitted: Mapping[str, float]) -> Iterator[Wait]:
         """Return its times in the line, if it is known where it stood."""
         listed = self.first("listed")
@@ -138,8 +149,7 @@ class Told:
             return
         seen = self.events["seen"]
         claims = {event["attempt"]: event for event in self.events["claimed"]}
-        evidence = [event for what in ("claimed", "started", "seen") for event in self.events[what]]
-        attempts = max((event["attempt"] or 0 for event in evidence), default=0)
+        evidence, attempts = self.evidence(), self.attempts()
         ends = [event for event in (*seen, *self.events["finished"]) if event["state"] in FINAL]
         # Nobody comes back from the attempt in which he ends, unless he is cancelled.
         ended_in = {event["attempt"] for event in ends if event["state"] != "cancelled"}
@@ -210,7 +220,7 @@ class Checked(NamedTuple):
     positions: int
 
 
-def check(events: Iterable[Event]) -> Checked:
+def check(events: Collection[Event]) -> Checked:
     """Look for everything that must not have happened."""
     told: dict[str, Told] = {}
     submitted: dict[str, float] = {}
@@ -221,6 +231,7 @@ def check(events: Iterable[Event]) -> Checked:
             one = told.setdefault(event["ticket"], Told(event["ticket"]))
             one.events[event["what"]].append(event)
     faults = [fault for one in told.values() for fault in (*_kept(one), *_doubled(one), *_answers(one))]
+    faults += _keys(events)
     waits = Waits(wait for one in told.values() for wait in one.waits(submitted))
     orders = positions = 0
     for one in told.values():
@@ -246,6 +257,22 @@ def _kept(one: Told) -> Iterator[Fault]:
     elif not seen or seen[-1]["state"] not in FINAL:
         state = seen[-1]["state"] if seen else "never looked at"
         yield Fault("lost", one.ticket, f"a client got a 202, and at the end the ticket was {state}")
+    else:
+        yield from _deserved(one, seen[-1]["state"])
+
+
+def _deserved(one: Told, state: str) -> Iterator[Fault]:
+    """Nobody cancels, and no app fails: what was promised has its answer, unless its workers ended too often."""
+    listed = one.first("listed")
+    retries = listed["retries"] if listed is not None else 0
+    if state == "cancelled":
+        yield Fault("lost", one.ticket, "a client got a 202, and it was cancelled by nobody")
+    elif state == "completed" and not one.events["answer"]:
+        yield Fault("lost", one.ticket, "it was completed, and nobody could read its answer")
+    elif state == "failed" and one.attempts() <= retries:
+        yield Fault("lost", one.ticket, f"it failed after {one.attempts()} attempts and {retries + 1} were allowed")
+    elif state == "failed" and retries and any(event["state"] == state for event in one.events["finished"]):
+        yield Fault("lost", one.ticket, "a worker let it fail that lived, and it may run again")
 
 
 def _doubled(one: Told) -> Iterator[Fault]:
@@ -253,6 +280,8 @@ def _doubled(one: Told) -> Iterator[Fault]:
     finished = [f"{event['state']} in attempt {event['attempt']}" for event in one.events["finished"]]
     if len(finished) > 1:
         yield Fault("doubled", one.ticket, f"it ended more than once: {', '.join(finished)}")
+    if any(event["attempt"] < one.attempts() for event in one.events["finished"]):
+        yield Fault("doubled", one.ticket, f"it ended {', '.join(finished)}, and was in attempt {one.attempts()}")
     ends = list(dict.fromkeys(event["state"] for event in one.events["seen"] if event["state"] in FINAL))
     later = [event["state"] for event in one.events["seen"]]
     first = next((number for number, state in enumerate(later) if state in FINAL), len(later))
@@ -281,6 +310,20 @@ def _answers(one: Told) -> Iterator[Fault]:
                 one.ticket,
                 f"{event['what']} for request {event['request']}, and it was {accepted['request']}",
             )
+
+
+def _keys(events: Collection[Event]) -> Iterator[Fault]:
+    """A request that is sent again with its key is one ticket, and gets its own answer."""
+    tickets: dict[str, set[str]] = defaultdict(set)
+    keyed = {event["request"] for event in events if event["what"] == "submitted" and event.get("keyed")}
+    for event in events:
+        if event["what"] in {"accepted", "started"} and event["request"] in keyed:
+            tickets[event["request"]].add(event["ticket"])
+        elif event["what"] == "answered" and event["other"] != event["request"]:
+            yield Fault("wrong answer", "", f"request {event['request']} got the answer to {event['other']}")
+    for same in tickets.values():
+        if len(same) > 1:
+            yield Fault("doubled", min(same), f"one key, and the tickets {', '.join(sorted(same))}")
 
 
 def _order(one: Told, claim: Event, waits: Waits) -> Iterator[Fault]:

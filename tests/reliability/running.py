@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import random
 import sqlite3
 import threading
@@ -19,6 +20,10 @@ from tests.support import PATIENCE, Reply, Server, until
 from wsgi_admission.stores import open_store
 from wsgi_admission.ticket import State
 
+#: Seconds within which every request is answered in trouble, with some more for a busy machine and the run itself.
+ANSWERED = 2.0 + 0.5
+#: Seconds within which requests are kept again once the trouble is over.
+BACK = 5.0
 CONFIG = """
 [admission]
 mode = queue_all
@@ -40,11 +45,11 @@ crash_retries = 2
 class Visits:
     """Visitors of a server, in threads of this process, and how long it let them wait."""
 
-    def __init__(self, site: Server, history: Path, *, slow: float = 0.0) -> None:
+    def __init__(self, site: Server, history: Path, *, slow: float = 0.0, keyed: float = 0.0) -> None:
         self._site = site
         self._writer = Writer(history)
         self._over = threading.Event()
-        self._slow = slow
+        self._slow, self._keyed = slow, keyed
         self.longest = 0.0
         self.statuses: Counter[int] = Counter()
         self._threads = [threading.Thread(target=self._visit, args=(number,), daemon=True) for number in range(3)]
@@ -64,20 +69,21 @@ class Visits:
 
     def _visit(self, number: int) -> None:
         dice = random.Random(f"visitor {number}")  # noqa: S311 - repeatable
-        visitor = self.visitor(dice)
+        visitor = self.visitor(dice, keyed=self._keyed)
         if number == 0 and self._slow:
             visitor = self.visitor(dice, seconds=(self._slow, self._slow), routes=["/twice"])
         while not self._over.is_set():
             visitor.visit(1 if self._slow and number == 0 else dice.randrange(1, 6))
+        visitor.again()
 
     def visitor(self, dice: random.Random, **how: Any) -> Visitor:
         """Return one more visitor, who does nothing by himself; ``how`` is as for `Visitor`."""
         return Visitor(self._ask, self._writer, dice, **how)
 
-    def _ask(self, path: str, method: str, body: bytes, who: str) -> Reply:
+    def _ask(self, path: str, method: str, body: bytes, who: str, **headers: str) -> Reply:
         asked = time.monotonic()
         try:
-            reply = self._site.ask(path, method, body, Who=who)
+            reply = self._site.ask(path, method, body, Who=who, **headers)
         except (OSError, http.client.HTTPException):
             reply = Reply(503, "the server has closed the connection", [], b"")
         self.longest = max(self.longest, time.monotonic() - asked)
@@ -87,12 +93,13 @@ class Visits:
 
 
 @contextmanager
-def visited(site: Server, history: Path, *, slow: float = 0.0) -> Iterator[Visits]:
+def visited(site: Server, history: Path, *, slow: float = 0.0, keyed: float = 0.0) -> Iterator[Visits]:
     """Visitors who come during the block.
 
     :param slow: seconds that each request of one of them takes; nobody's takes long without it.
+    :param keyed: how many of the requests have an Idempotency-Key, 0 to 1.
     """
-    visits = Visits(site, history, slow=slow)
+    visits = Visits(site, history, slow=slow, keyed=keyed)
     visits.start()
     try:
         yield visits
@@ -100,10 +107,10 @@ def visited(site: Server, history: Path, *, slow: float = 0.0) -> Iterator[Visit
         visits.end()
 
 
-def go_on(visits: Visits, tickets: int) -> None:
+def go_on(visits: Visits, tickets: int, patience: float = PATIENCE) -> None:
     """Wait until so many more tickets have been accepted."""
     goal = visits.statuses[202] + tickets
-    until(lambda: visits.statuses[202] >= goal, "some tickets")
+    until(lambda: visits.statuses[202] >= goal, "some tickets", patience)
 
 
 def emptied(url: str) -> Counter[str]:
@@ -124,6 +131,11 @@ def at_the_end(url: str, history: Path) -> list[Event]:
             assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     with closing(open_store(url)) as store:
         tickets = [ticket for state in State for ticket in store.listing(state, limit=10**9)]
+        for one in tickets:
+            response = store.response(one.id) if one.state is State.COMPLETED else None
+            if response is not None:
+                with response.body as body:
+                    writer.note("answer", ticket=one.id, request=json.loads(body.read())["request"])
     for one in tickets:
         rank = (one.tier_rank, one.start, one.number)
         writer.note("listed", ticket=one.id, rank=rank, route=one.route, retries=one.crash_retries)

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+from tests.apps import wait_for
 from tests.reliability.history import Writer
 from tests.reliability.visitors import Visitor
 from tests.support import Reply
@@ -40,7 +41,14 @@ def noted(store: Store) -> Store:
         asked = time.monotonic()
         claimed = claim(worker, routes=routes, **how)
         if claimed is not None:
-            history.note("claimed", ticket=claimed.id, attempt=claimed.attempt, routes=list(routes), asked=asked)
+            history.note(
+                "claimed",
+                ticket=claimed.id,
+                attempt=claimed.attempt,
+                routes=list(routes),
+                asked=asked,
+                pid=os.getpid(),
+            )
         return claimed
 
     def noted_release(ticket_id: str, attempt: int, **how: Any) -> None:
@@ -49,7 +57,7 @@ def noted(store: Store) -> Store:
 
     def noted_finish(ticket_id: str, attempt: int, *end: Any, **how: Any) -> Ticket:
         ended = finish(ticket_id, attempt, *end, **how)
-        history.note("finished", ticket=ticket_id, attempt=attempt, state=ended.state.value)
+        history.note("finished", ticket=ticket_id, attempt=attempt, state=ended.state.value, pid=os.getpid())
         return ended
 
     vars(store).update(put=noted_put, claim=noted_claim, release=noted_release, finish=noted_finish)
@@ -65,14 +73,20 @@ vars(process)["open_store"] = open_noted  # the parts of a process are made of i
 
 
 def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-    """Take as long as the request says, and answer with the name of the request."""
+    """Take as long as the request says, and answer with the name of the request.
+
+    With ``gate`` in it a first attempt runs until that file exists.
+    """
     asked: dict[str, Any] = {}
     if environ["REQUEST_METHOD"] == "POST":
         asked = json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
         ticket = environ.get("wsgi_admission.ticket")
         if ticket is not None:
             asked.pop("large", None)
-            history.note("started", ticket=ticket.id, attempt=ticket.attempt, **asked)
+            gate = asked.pop("gate", None)
+            history.note("started", ticket=ticket.id, attempt=ticket.attempt, pid=os.getpid(), **asked)
+            if gate is not None and ticket.attempt == 1:
+                wait_for(Path(gate))
         time.sleep(asked["seconds"])  # the work
     start_response("200 OK", [("Content-Type", "application/json")])
     return [json.dumps({"request": asked.get("request")}).encode()]
@@ -90,8 +104,9 @@ def node(config: str, seed: str, visitors: int) -> None:
     site = AdmissionMiddleware(app, config, resolver=who)
     site.process()
 
-    def ask(path: str, method: str, body: bytes, who: str) -> Reply:
-        result = call(site, path, method, body, HTTP_WHO=who)
+    def ask(path: str, method: str, body: bytes, who: str, **headers: str) -> Reply:
+        further = {f"HTTP_{name.upper()}": value for name, value in headers.items()}
+        result = call(site, path, method, body, HTTP_WHO=who, **further)
         return Reply(int(result.status[:3]), result.status[4:], result.headers, result.body)
 
     def visit(number: int) -> None:

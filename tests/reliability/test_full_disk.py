@@ -12,15 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.reliability.history import check
-from tests.reliability.running import CONFIG, at_the_end, emptied, go_on, visited
+from tests.reliability.running import ANSWERED, BACK, CONFIG, at_the_end, emptied, go_on, visited
 from tests.reliability.size import sized
 from tests.support import gunicorn, ini, until
 
 ROUNDS = sized(1, 10)
-#: Seconds within which every request is answered, with some more for a busy machine.
-ANSWERED = 2.0 + 0.5
-#: Seconds within which requests are kept again once there is room.
-BACK = 5.0
 
 
 @pytest.fixture

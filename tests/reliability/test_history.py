@@ -98,6 +98,30 @@ PLANTED: dict[str, tuple[str, str, list[Event]]] = {
         "b",
         [*without("b", "claimed", "started", "finished", "seen"), seen("b", 9, None)],
     ),
+    "cancelled by nobody": ("lost", "a", [*submitted("a", 0, rank=1), seen("a", 5, "cancelled")]),
+    "failed and never run": ("lost", "a", [*submitted("a", 0, rank=1, retries=0), seen("a", 5, "failed")]),
+    "failed too early": (
+        "lost",
+        "a",
+        [*submitted("a", 0, rank=1), *claimed("a", 3), seen("a", 5, "failed", attempt=1)],
+    ),
+    "failed while its worker lived": (
+        "lost",
+        "a",
+        [
+            *submitted("a", 0, rank=1),
+            *claimed("a", 3),
+            *claimed("a", 4, 2),
+            event("finished", 5, attempt=2, state="failed"),
+            seen("a", 6, "failed", attempt=2),
+        ],
+    ),
+    "an answer that nobody can read": ("lost", "b", without("b", "answer")),
+    "ended by an attempt that was over": (
+        "doubled",
+        "a",
+        [*submitted("a", 0, rank=1), *claimed("a", 3), *claimed("a", 4, 2), *ended("a", 8)],
+    ),
     "gone after its end": ("not kept", "a", [*sound(), seen("a", 20, None)]),
     "finished twice": ("doubled", "a", [*sound(), event("finished", 12, attempt=2, state="failed")]),
     "another end": ("doubled", "a", [*sound(), seen("a", 20, "failed", attempt=2)]),
@@ -140,6 +164,19 @@ PLANTED: dict[str, tuple[str, str, list[Event]]] = {
     "a rise while nobody came": ("position", "b", replaced(at("seen", "b", 3), position=2)),
     "a rise beyond who came": ("position", "b", replaced(at("seen", "b", 2), position=3)),
     "the answer to another": ("wrong answer", "a", replaced(at("answer", "a"), request="b")),
+    "two tickets for one key": (
+        "doubled",
+        "a",
+        [
+            event("submitted", 0, request="x", keyed=True),
+            *[{**one, "request": "x"} if "request" in one else one for one in sound() if one["what"] != "submitted"],
+        ],
+    ),
+    "a key that finds another's answer": (
+        "wrong answer",
+        "",
+        [*sound(), event("answered", 12, request="a", other="b")],
+    ),
     "called with another's request": ("wrong answer", "b", replaced(at("started", "b"), request="a")),
 }
 
@@ -157,6 +194,17 @@ ALLOWED: dict[str, list[Event]] = {
         event("releasing", 4, attempt=1),
         *claimed("a", 5, 2),
         *ended("a", 6, 2),
+    ],
+    "a worker that left let fail what may not run again": [
+        *submitted("a", 0, rank=1, retries=0),
+        *claimed("a", 3),
+        event("finished", 5, attempt=1, state="failed"),
+        seen("a", 6, "failed", attempt=1),
+    ],
+    "its workers died too often, and one left no word": [
+        *submitted("a", 0, rank=1),
+        *claimed("a", 3),
+        seen("a", 6, "failed", attempt=2),
     ],
     "the better one's route was full": [
         *submitted("a", 0, rank=2),

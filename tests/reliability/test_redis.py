@@ -15,21 +15,22 @@ import pytest
 from tests.redis_servers import RedisServer, started
 from tests.reliability.delaying import Network
 from tests.reliability.history import check
-from tests.reliability.running import CONFIG, Visits, at_the_end, emptied, go_on, visited
+from tests.reliability.running import ANSWERED, BACK, CONFIG, Visits, at_the_end, emptied, go_on, visited
 from tests.reliability.size import sized
 from tests.support import Server, gunicorn, ini, until
+from wsgi_admission.stores.scripts import script
 
 KILLS = sized(2, 20)
 #: Seconds for which the server is away after a kill, cut off, and slow.
 AWAY, CUT, SLOW = 0.5, sized(1.0, 30.0), sized(2.0, 30.0)
 #: Seconds by which every answer of the slow server is late.
 DELAY = 0.5
-#: Seconds within which every request is answered, with some more for a busy machine and the run itself.
-ANSWERED = 2.0 + 0.5
-#: Seconds within which requests are kept again once the server is back.
-BACK = 5.0
+#: Seconds for which the answers to puts are lost: after each nothing is tried for a second.
+LOSING = sized(5.0, 60.0)
 #: Slots of the site, and requests that come at once: more than there are slots.
 SLOTS, CROWD = 6, 9
+#: How many of the visitors' requests have an Idempotency-Key.
+KEYED = 0.5
 #: Seconds that a request of the crowd takes.
 RUN = 0.3
 
@@ -102,7 +103,7 @@ def nothing_is_lost(url: str, history: Path, visits: Visits) -> None:
 def test_nothing_is_lost_while_redis_is_killed_and_restarted(tmp_path: Path, redis: RedisServer, history: Path) -> None:
     """Catches: a 202 before the server has it on its disk, a site that hangs without its server or stays so after."""
     with site_on(redis.url, tmp_path, history) as site:
-        with visited(site, history) as visits:
+        with visited(site, history, keyed=KEYED) as visits:
             for kill in range(KILLS):
                 go_on(visits, 10)
                 redis.kill()
@@ -120,7 +121,7 @@ def test_nothing_is_lost_while_redis_is_cut_off_and_then_slow(
 ) -> None:
     """Catches: a step that is done after its caller was told that it failed, a wait for each step of a request."""
     with closing(Network(redis.path)) as network, site_on(network.url, tmp_path, history) as site:
-        with visited(site, history) as visits:
+        with visited(site, history, keyed=KEYED) as visits:
             go_on(visits, 10)
             with network.cut():
                 crowd(visits, "crowd")
@@ -129,4 +130,16 @@ def test_nothing_is_lost_while_redis_is_cut_off_and_then_slow(
             with network.slow(DELAY):
                 time.sleep(SLOW)  # the visitors go on meanwhile
             back(visits, "back again")
+        nothing_is_lost(network.url, history, visits)
+
+
+def test_a_key_is_one_run_while_the_answers_to_puts_are_lost(tmp_path: Path, redis: RedisServer, history: Path) -> None:
+    """Catches: a ticket that its key has found, cancelled or forgotten because its put had no answer."""
+    with closing(Network(redis.path)) as network, site_on(network.url, tmp_path, history) as site:
+        with visited(site, history, keyed=1.0) as visits:
+            go_on(visits, 10)
+            with network.losing_answers_to(script("put").sha):
+                time.sleep(LOSING)  # the visitors go on meanwhile
+            back(visits, "back")
+        assert visits.statuses[503] > 0, "no answer was lost"
         nothing_is_lost(network.url, history, visits)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 
 from wsgi_admission.config import Config
-from wsgi_admission.errors import StoreError, StoreUnavailable
+from wsgi_admission.errors import StoreError, StoreRefused, StoreUnavailable
 from wsgi_admission.process import open_slots
 from wsgi_admission.stores import open_store
 
@@ -38,6 +38,8 @@ def _fault(config: Config) -> str:
     try:
         open_store(config.store.url, name=config.admission.name, durability=config.store.durability).close()
         open_slots(config)
+    except StoreRefused as error:
+        return str(error)
     except StoreUnavailable:
         return ""  # it may be there in a moment
     except StoreError as error:

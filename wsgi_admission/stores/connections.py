@@ -6,6 +6,10 @@ the pauses of SQLite's own waiting grow, which starves some of the writers.
 
 Only one thread of a process at a time tries so.  The one that has the file locked takes Python's interpreter lock
 again after every statement; a dozen threads that try would keep it from that, and everybody else from the file.
+
+Whoever has waited in vain spares the others the waiting (breaker.py), so a file that stays locked holds no request for
+longer than one wait.  That somebody writes does not keep anybody from reading, so there is a breaker for each: what
+can be read is told while nothing can be written.
 """
 
 from __future__ import annotations
@@ -25,11 +29,14 @@ from typing import Any, TypeVar
 
 from wsgi_admission.errors import StoreError, StoreUnavailable
 from wsgi_admission.stores import forks
+from wsgi_admission.stores.breaker import Breaker, Tripped
 from wsgi_admission.stores.mark import Mark
 
 # SQLITE_CORRUPT; what our statements meet when the text of the schema is hit; and what SQLite says when the list of
 # free pages leads beyond the end of the file.
-_DAMAGE = re.compile(r"malformed|no such (?:table|column|index)|has no column|database or disk is full")
+_DAMAGE = re.compile(
+    r"malformed|no such (?:table|column|index)|has no column|database or disk is full|not a database|unsupported file"
+)
 # One damaged text must not make the line unreadable.
 _TEXT = functools.partial(str, encoding="utf-8", errors="replace")
 #: Seconds that a fork waits for transactions that are under way.
@@ -38,8 +45,15 @@ FORK_PATIENCE = 2.0
 T = TypeVar("T")
 
 
+class Locked(sqlite3.OperationalError):
+    """Others kept the file locked for as long as this was willing to wait."""
+
+
 def patiently(step: Callable[[], T], patience: float) -> T:
-    """Return ``step()``, tried again for ``patience`` seconds while the file is locked by somebody else."""
+    """Return ``step()``, tried again for ``patience`` seconds while the file is locked by somebody else.
+
+    :raises Locked: when it still is then.
+    """
     deadline = None
     while True:
         try:
@@ -50,7 +64,7 @@ def patiently(step: Callable[[], T], patience: float) -> T:
             if deadline is None:
                 deadline = time.monotonic() + patience
             if time.monotonic() >= deadline:
-                raise
+                raise Locked(str(error)) from error
         time.sleep(random.uniform(0.0002, 0.0008))  # noqa: S311 - apart from others, not secret
 
 
@@ -58,6 +72,8 @@ class Connection(sqlite3.Connection):
     """A connection that knows whether it waits for the disk at each commit."""
 
     full = True  # as SQLite has it
+    #: Which of the files that had this path it is open on.
+    generation = 0
 
     def wait_for_disk(self, *, full: bool) -> None:
         """Have commits on the disk when they return, or survive only the death of processes."""
@@ -66,9 +82,15 @@ class Connection(sqlite3.Connection):
             self.full = full
 
 
-def connect(path: Path, *, patience: float) -> Connection:
-    """Open a connection to a file that is there."""
+def connect(path: Path, *, patience: float, made: bool = True) -> Connection:
+    """Open a connection to a file that is there.
+
+    :param made: whether the file has been made, and is not new and empty.  SQLite takes an empty one for new, and
+        deletes a log that others may have open.
+    """
     forks.refuse_inherited()
+    if made and path.stat().st_size == 0:
+        raise sqlite3.DatabaseError("file is not a database, but empty")
     uri = f"{path.as_uri()}?mode=rw"
     connection = sqlite3.connect(
         uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False, factory=Connection
@@ -81,6 +103,18 @@ def connect(path: Path, *, patience: float) -> Connection:
         connection.close()
         raise
     return connection
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells the file at a path from others that were there; None if there is none.
+
+    :raises OSError: when that cannot be told.
+    """
+    try:
+        status = os.stat(path)  # noqa: PTH116 - for every step: no Path is built for it
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def unavailable(path: Path, error: Exception | str) -> StoreUnavailable:
@@ -109,17 +143,28 @@ class Connections(forks.Forkable):
         self.path = path
         self.patience = patience
         try:
+            self._file = identity(path)
             self.mark = Mark(path.with_name(f"{path.name}-mark"))
         except OSError as error:
             raise unavailable(path, error) from error
         self._full = full
+        #: What tells the shared memory of the log that is open here from others.
+        self.shared: tuple[int, int] | None = None
+        self._generation = 0
         self._closed = False
         # Held only while a connection is taken out, and across a fork.
         self._lock = threading.Lock()
-        self._turn = threading.Lock()
+        self._begin_anew()
         self._idle: deque[Connection] = deque()
         self._opened = 0
         super().__init__()
+
+    def _begin_anew(self) -> None:
+        """Make what must not come along into a fork: whose turn it was, and what was tried."""
+        self._turn = threading.Lock()
+        #: Around everything that reads.
+        self.reading = Breaker((Locked,))
+        self._writing = Breaker((Locked,))
 
     @contextmanager
     def writing(self, *, durable: bool = True) -> Iterator[Connection]:
@@ -130,6 +175,7 @@ class Connections(forks.Forkable):
         """
         deadline = time.monotonic() + self.patience
         turn = self._turn
+        self.check()  # before the waiting: who has the turn may be trying in vain
         if not turn.acquire(timeout=self.patience):
             raise unavailable(self.path, "other threads of this process keep it busy")
         try:
@@ -138,17 +184,27 @@ class Connections(forks.Forkable):
         finally:
             turn.release()
 
+    def check(self) -> None:
+        """Raise `StoreUnavailable` while nothing is written because the file was locked for too long a moment ago."""
+        try:
+            self.reading.check()
+            self._writing.check()
+        except Tripped as error:
+            raise self.failed(error) from error
+
     @contextmanager
     def _transaction(self, *, durable: bool, patience: float) -> Iterator[Connection]:
         connection = self._take()
         try:
-            connection.wait_for_disk(full=durable and self._full)
-            patiently(lambda: connection.execute("BEGIN IMMEDIATE"), patience)
-            yield connection
-            connection.execute("COMMIT")
+            with self._writing:
+                connection.wait_for_disk(full=durable and self._full)
+                patiently(lambda: connection.execute("BEGIN IMMEDIATE"), patience)
+                yield connection
+                connection.execute("COMMIT")
+            self.refuse_moved()
         except BaseException as error:
             _roll_back(connection)
-            if isinstance(error, (sqlite3.Error, OSError)):
+            if isinstance(error, (sqlite3.Error, OSError, Tripped)):
                 raise self.failed(error) from error
             raise
         finally:
@@ -159,8 +215,9 @@ class Connections(forks.Forkable):
         """Return the rows of one statement that runs on its own."""
         connection = self._take()
         try:
-            return patiently(lambda: connection.execute(sql, parameters).fetchall(), self.patience)
-        except sqlite3.Error as error:
+            with self.reading:
+                return patiently(lambda: connection.execute(sql, parameters).fetchall(), self.patience)
+        except (sqlite3.Error, Tripped) as error:
             raise self.failed(error) from error
         finally:
             self._give(connection)
@@ -169,6 +226,38 @@ class Connections(forks.Forkable):
         """Return what to raise for an error, and remember if it tells of damage."""
         self.damaged = self.damaged or is_damage(error)
         return unavailable(self.path, error)
+
+    @property
+    def moved(self) -> bool:
+        """Whether another file, or none, is at the path now.
+
+        What is written then is lost: nobody will find it.  And the log of the one file is no log of the other.
+        """
+        try:
+            return identity(self.path) != self._file
+        except OSError:
+            return False  # nothing is known against what was written
+
+    def shared_memory(self) -> tuple[int, int] | None:
+        """Return what tells the shared memory of the log that is beside the path now from others."""
+        try:
+            return identity(Path(f"{self.path}-shm"))
+        except OSError:
+            return None
+
+    def refuse_moved(self) -> None:
+        """Raise `StoreUnavailable` if another file, or none, is at the path now."""
+        if self.moved:
+            raise unavailable(self.path, "it was removed, or another file put in its place")
+
+    def begin_anew(self) -> None:
+        """Take up the file that is at the path now; what is open on another one is closed once it is not in use."""
+        with self._lock:
+            self._generation += 1
+            self._file = identity(self.path)
+            self._close_idle()
+            old, self.mark = self.mark, Mark(self.path.with_name(f"{self.path.name}-mark"))
+            old.close()
 
     def close(self) -> None:
         """Close what is not in use; the others are closed when they come back."""
@@ -191,12 +280,13 @@ class Connections(forks.Forkable):
     def after_fork(self) -> bool:
         """Let connections be taken out again."""
         if self.pid != os.getpid():
-            self._turn = threading.Lock()  # whose turn it was did not come along
+            self._begin_anew()
         self._lock.release()
         return self._opened == 0
 
     def _take(self) -> Connection:
         self.refuse_inherited()
+        self.refuse_moved()
         with self._lock:
             if self._closed:
                 raise StoreError(f"The store {self.path} was closed.")
@@ -204,14 +294,16 @@ class Connections(forks.Forkable):
                 connection = self._idle.pop()
             except IndexError:
                 try:
-                    connection = connect(self.path, patience=self.patience)
-                except sqlite3.Error as error:
-                    raise unavailable(self.path, error) from error
+                    with self.reading:
+                        connection = connect(self.path, patience=self.patience)
+                except (sqlite3.Error, OSError, Tripped) as error:
+                    raise self.failed(error) from error
+                connection.generation, self.shared = self._generation, self.shared_memory()
                 self._opened += 1
             return connection
 
     def _give(self, connection: Connection) -> None:
-        if self._closed or connection.in_transaction:
+        if self._closed or connection.in_transaction or connection.generation != self._generation:
             with self._lock:
                 connection.close()
                 self._opened -= 1

@@ -1,22 +1,26 @@
 """What was sent to a server that did not answer, and may have been done all the same.
 
-A put whose answer did not come was a failure for its caller, who runs the request at once or refuses it: the ticket
-must not be run as well.  Of a claim whose answer did not come nobody knows: the ticket would wait for the end of its
-lease, and count a crash that was none.  So both are remembered, and settled once the server answers again (the
-script ``settle``): a server that was only slow may take up an old command even after that, so for some time.
+A put without a key whose answer did not come was a failure for its caller, who runs the request at once or refuses it:
+the ticket must not be run as well.  (One with a key stays in the line: its caller asks again, and the key finds it.)
+Of a claim whose answer did not come nobody knows: the ticket would wait for the end of its lease, and count a crash
+that was none.  So both are remembered, and settled once the server answers again (the script ``settle``): a server
+that was only slow may take up an old command even after that, so for some time.
+
+A step whose caller repeats it needs no settling: it is said with the same mark again, by which the server knows it.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+import uuid
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 
 from wsgi_admission.errors import StoreUnavailable
 from wsgi_admission.stores.breaker import Tripped
 
-#: Seconds for which something stays in doubt; a lease has run out by then.
+#: Seconds for which something stays in doubt, since it was tried last; a lease has run out by then.
 IN_DOUBT = 30.0
 
 
@@ -53,3 +57,26 @@ class Doubts:
         with self._lock:
             for name in names:
                 self._until.pop(name, None)
+
+
+class Repeats:
+    """The marks of steps that are repeated until they are answered."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._marks: dict[Hashable, tuple[str, float]] = {}
+
+    @contextmanager
+    def of(self, *step: Hashable) -> Iterator[str]:
+        """Return the mark of a step: that of the last time, if the block failed then because no answer came."""
+        with self._lock:
+            mark, _ = self._marks.pop(step, (uuid.uuid4().hex, 0.0))
+        try:
+            yield mark
+        except StoreUnavailable:
+            with self._lock:
+                now = self._clock()
+                self._marks = {name: kept for name, kept in self._marks.items() if now < kept[1]}
+                self._marks[step] = mark, now + IN_DOUBT
+            raise

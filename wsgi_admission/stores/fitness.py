@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wsgi_admission.errors import StoreError, StoreMismatch
-from wsgi_admission.stores.scripts import key
+from wsgi_admission.stores.scripts import KEYS, key, script
 from wsgi_admission.stores.servers import Servers
 from wsgi_admission.stores.wire import decode
 
@@ -22,6 +22,7 @@ def information(servers: Servers) -> dict[str, str]:
 def refuse_unfit(servers: Servers, line: str) -> None:
     """Mark the line as one of this version.
 
+    :raises StoreRefused: when the user lacks a right.
     :raises StoreMismatch: when it is one of another version.
     :raises StoreError: when the server is too old, or may evict what it keeps.
     """
@@ -41,3 +42,6 @@ def refuse_unfit(servers: Servers, line: str) -> None:
             f"The line {line!r} in {servers.shown} was written by another version of this package "
             f"(schema {found}, expected {SCHEMA})."
         )
+    # Rights that nothing above needs, and every later step does.
+    servers.run(script("version"), [key(line, name) for name in KEYS], [0.0])
+    servers.call(b"PUBLISH", key(line, "meta"), "")

@@ -9,6 +9,9 @@ Behind this stands a poll.  Nothing is given again after `SURE` seconds, however
 not hear from the server, because the connection is lost or not made yet, nothing is given again after `UNSURE`
 seconds.  A connection that is cut without a word is noticed after at most `SURE` seconds too, as nothing is given
 for longer.
+
+A server that is slow to answer is not asked the same for every step of every request: what took longer than `LONG`
+seconds to read is given again for four times as long, whatever has changed.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from redis.exceptions import RedisError
 
@@ -29,6 +32,8 @@ T = TypeVar("T")
 #: Seconds for which a reading holds while changes are told, and while they are not.
 SURE = 1.0
 UNSURE = 0.02
+#: Seconds after which a reading counts as slow.
+LONG = 0.25
 #: Seconds between looks at whether the store was closed, and between attempts to listen.
 LOOK_INTERVAL = 0.5
 
@@ -48,12 +53,18 @@ class News:
         """Return what ``load`` returns; from memory if the line has not changed since and ``of`` is the same."""
         listener = self._listening()
         known = listener.known.get(key)
-        if known is not None and known[:2] == (listener.turn, of) and time.monotonic() < known[2]:
-            value: T = known[3]
+        if (
+            known is not None
+            and known.of == of
+            and time.monotonic() < (known.until if known.turn is listener.turn else known.whatever)
+        ):
+            value: T = known.value
             return value
         turn, hears, now = listener.turn, listener.hears, time.monotonic()
         value = load()
-        listener.known[key] = (turn, of, now + (SURE if hears else UNSURE), value)
+        took = time.monotonic() - now
+        whatever = now + (5 * took if took > LONG else 0.0)
+        listener.known[key] = _Reading(turn, of, max(whatever, now + (SURE if hears else UNSURE)), whatever, value)
         return value
 
     def changed(self) -> None:
@@ -77,6 +88,16 @@ class News:
         return listener
 
 
+class _Reading(NamedTuple):
+    """What was read in a turn, and of what; until when it holds in that turn, and until when whatever changes."""
+
+    turn: object
+    of: Hashable
+    until: float
+    whatever: float
+    value: Any
+
+
 class _Listener:
     """What the thread of one process tells the others.  The turn is another object after every change."""
 
@@ -87,7 +108,7 @@ class _Listener:
         self.closed = threading.Event()
         self.turn = object()
         self.hears = False
-        self.known: dict[str, tuple[object, Hashable, float, Any]] = {}
+        self.known: dict[str, _Reading] = {}
 
 
 def _listen(listener: _Listener, servers: Servers, channel: bytes) -> None:

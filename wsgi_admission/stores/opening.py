@@ -6,15 +6,18 @@ was not made by this version.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import sqlite3
 import stat
+import time
 from importlib import resources
 from pathlib import Path
 
 from wsgi_admission.errors import StoreError, StoreMismatch
+from wsgi_admission.stores.checkpoints import host_lock
 from wsgi_admission.stores.connections import connect, patiently, unavailable
 
 #: PRAGMA application_id and user_version of our files, as set in schema.sql.
@@ -45,13 +48,13 @@ def prepare(path: Path, *, patience: float) -> None:
     :raises StoreError: when the file must not be used, with what is wrong.
     """
     try:
-        _make_file(path)
-        connection = connect(path, patience=patience)
-        try:
-            connection.wait_for_disk(full=True)
-            _make_schema(connection, path, patience)
-        finally:
-            connection.close()
+        _make_folder(path)
+        deadline = time.monotonic() + patience
+        while not (os.path.lexists(path) or _make_new(path, patience)):
+            if time.monotonic() >= deadline:
+                raise unavailable(path, "somebody else is at making it")
+            time.sleep(0.002)
+        _make_complete(path, patience)
     except sqlite3.OperationalError as error:
         raise unavailable(path, error) from error
     except sqlite3.DatabaseError as error:
@@ -90,22 +93,62 @@ def refuse_network(path: Path, mountinfo: str) -> None:
         )
 
 
-def _make_file(path: Path) -> None:
+def _make_folder(path: Path) -> None:
     try:
         mountinfo = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape")
     except OSError:
         mountinfo = ""  # no Linux, or a closed jail: then nothing is known against the path
     refuse_network(path.parent, mountinfo)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for folder in reversed([path.parent, *path.parent.parents]):
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)  # of several that are missing each is private
+    mode = path.parent.stat().st_mode
+    if stat.S_ISDIR(mode) and mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise StoreError(f"{path.parent} can be written to by everybody: anybody could replace the store.")
+
+
+def _make_new(path: Path, patience: float) -> bool:
+    """Make a file without the log of one that was there before; return False if somebody else is at it.
+
+    Who finds it empty, and has the lock, may take it for one that was emptied: it is not let go before it is complete.
+    """
+    with host_lock(f"{path}-lock") as held:
+        if held and not os.path.lexists(path):
+            remove_log(path)
+            os.mknod(path, 0o600 | stat.S_IFREG)  # unlike open() it leaves no descriptor whose closing drops locks
+            _make_complete(path, patience)
+        return held
+
+
+def _make_complete(path: Path, patience: float) -> None:
+    """Make what is missing in a file of ours."""
+    _refuse_others(path)
+    for end in ("-wal", "-shm", "-lock", "-mark"):
+        with contextlib.suppress(FileNotFoundError):
+            _refuse_others(Path(f"{path}{end}"))
+    connection = connect(path, patience=patience, made=False)
     try:
-        os.mknod(path, 0o600 | stat.S_IFREG)  # unlike open() it leaves no descriptor whose closing drops locks
-    except FileExistsError:
-        pass
+        connection.wait_for_disk(full=True)
+        _make_schema(connection, path, patience)
+    finally:
+        connection.close()
+
+
+def _refuse_others(path: Path) -> None:
+    """Raise unless it is a plain file of our own; make it private."""
     status = path.lstat()
     if not stat.S_ISREG(status.st_mode):
         raise StoreError(f"{path} is not a plain file; links and devices are refused.")
     if status.st_uid != os.geteuid():
         raise StoreError(f"{path} belongs to user {status.st_uid}; this process runs as user {os.geteuid()}.")
+    if status.st_mode & 0o077:
+        path.chmod(0o600)
+
+
+def remove_log(path: Path) -> None:
+    """Remove the write-ahead log of a database that is no longer at this path."""
+    for end in ("-wal", "-shm"):
+        Path(f"{path}{end}").unlink(missing_ok=True)
 
 
 def _make_schema(connection: sqlite3.Connection, path: Path, patience: float) -> None:
@@ -155,6 +198,14 @@ def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
     ((tables,),) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchall()
     if (application, version, tables) == (0, 0, 0):
         return False
+    refuse_version(connection, path)
+    return True
+
+
+def refuse_version(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise StoreError if the database is another program's, or of another version of this one (`StoreMismatch`)."""
+    ((application,),) = connection.execute("PRAGMA application_id").fetchall()
+    ((version,),) = connection.execute("PRAGMA user_version").fetchall()
     if application != APPLICATION_ID:
         raise StoreError(f"{path} is a database of another program.")
     if version != SCHEMA_VERSION:
@@ -162,7 +213,6 @@ def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
             f"{path} has schema {version}, written by {'a newer' if version > SCHEMA_VERSION else 'an older'} version "
             f"of this package; this one works with schema {SCHEMA_VERSION}."
         )
-    return True
 
 
 def statements(text: str) -> list[str]:

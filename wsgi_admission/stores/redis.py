@@ -15,6 +15,7 @@ import json
 import math
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -28,7 +29,7 @@ from wsgi_admission.errors import (
 from wsgi_admission.replay import Recording
 from wsgi_admission.stores import Store, moves
 from wsgi_admission.stores.chunks import PATIENCE, Chunks
-from wsgi_admission.stores.doubts import Doubts
+from wsgi_admission.stores.doubts import Doubts, Repeats
 from wsgi_admission.stores.fitness import information, refuse_unfit
 from wsgi_admission.stores.news import News
 from wsgi_admission.stores.records import (
@@ -71,6 +72,7 @@ class RedisStore(Store):
         self._servers = Servers(url)
         self._keys = [key_of(name, each) for each in KEYS]
         self._doubts = Doubts()
+        self._repeats = Repeats()
         self._chunks = Chunks(self._servers, name)
         self._news = News(self._servers, key_of(name, "meta"))
         try:
@@ -82,7 +84,8 @@ class RedisStore(Store):
     def put(self, ticket: Ticket, request: Recording, *, now: float, key: str = "", digest: str = "") -> Ticket:
         """Send a large body first, then rank the ticket and add it, unless its key is known."""
         stored, body = self._chunks.send(request, patience=PATIENCE)
-        with self._doubts.about(ticket.id):
+        # A key promises one run, and finds the ticket again: nobody has run the request meanwhile.
+        with nullcontext() if key else self._doubts.about(ticket.id):
             answer = self._step("put", now, stored, body, kept(ticket, key=key, digest=digest), body=body)
         if body and answer[0] != b"ok":
             self._chunks.remove(body)
@@ -127,7 +130,8 @@ class RedisStore(Store):
         stored, body = (b"", "") if response is None else self._chunks.send(response)
         flags = (int(keep_request), int(response is not None))
         ended = (ticket_id, attempt, state.value, now, error, RUN_TIMES, *flags, stored, body)
-        found = self._step("finish", *ended, body=body)
+        with self._repeats.of(ticket_id, attempt) as mark:
+            found = self._step("finish", *ended, mark, body=body)
         if found is None:
             raise LeaseLost(ticket_id, attempt)
         return ticket_of(found)

@@ -18,12 +18,19 @@ from typing import Any
 
 from redis.backoff import NoBackoff
 from redis.connection import Connection, parse_url
-from redis.exceptions import AuthenticationError, MovedError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    MovedError,
+    NoPermissionError,
+    NoScriptError,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as Unconnected
 from redis.exceptions import TimeoutError as TimedOut
 from redis.retry import Retry
 
-from wsgi_admission.errors import StoreError, StoreUnavailable
+from wsgi_admission.errors import StoreError, StoreRefused, StoreUnavailable
 from wsgi_admission.options.texts import store_url
 from wsgi_admission.stores.breaker import PAUSE, Breaker, Tripped
 from wsgi_admission.stores.scripts import Script
@@ -37,7 +44,7 @@ REPLY_TIMEOUT = 1.0
 # The beginnings of errors that pass: no memory, no disk, a replica, a cluster that changes.
 _PASSING = (
     *("OOM", "MISCONF", "READONLY", "NOREPLICAS", "MASTERDOWN", "LOADING", "BUSY", "TRYAGAIN", "CLUSTERDOWN", "MOVED"),
-    *("ASK", "UNBLOCKED", "NOAUTH", "NOPERM", "WRONGPASS"),
+    *("ASK", "UNBLOCKED"),
 )
 
 
@@ -69,6 +76,7 @@ class Servers:
     def call(self, *command: Argument) -> Any:
         """Send a command and return its reply; texts in it are bytes.
 
+        :raises StoreRefused: when the server refuses the user, the password or a right.
         :raises StoreUnavailable: when there is no reply in time, or the server cannot do it just now.
         :raises StoreError: when the server refuses it.
         """
@@ -116,7 +124,9 @@ class Servers:
             raise StoreUnavailable(f"{self.shown} did not answer a moment ago.") from error
         except AuthenticationError as error:
             own.drop()
-            raise StoreUnavailable(f"{self.shown} refuses the user or the password: {error}.") from error
+            raise StoreRefused(f"{self.shown} refuses the user or the password: {error}.") from error
+        except NoPermissionError as error:
+            raise StoreRefused(f"{self.shown} denies the user a right: {error}.") from error
         except (Unconnected, TimedOut, OSError) as error:
             own.drop()
             self._elsewhere = {}  # that node may be gone for good
@@ -157,7 +167,7 @@ class _Own:
     def __init__(self, pause: float) -> None:
         self.pid = os.getpid()
         self.closed = False
-        self.breaker = Breaker(pause)
+        self.breaker = Breaker((Unconnected, TimedOut, OSError), pause=pause)
         self._idle: list[Wire] = []
 
     def idle(self) -> Wire | None:

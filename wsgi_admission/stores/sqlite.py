@@ -1,7 +1,7 @@
 """One line in one SQLite file, for all processes of a host.
 
 How the file is shared by threads, processes and forks is told in connections.py, watch.py, checkpoints.py and
-forks.py; where large bodies are, in bodies.py.
+forks.py; what keeps it usable, in upkeep.py; where large bodies are, in bodies.py.
 """
 
 from __future__ import annotations
@@ -17,19 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from wsgi_admission import host
-from wsgi_admission.errors import DamagedRecording, LeaseLost, StoreError, UnknownTicket
+from wsgi_admission.errors import DamagedRecording, LeaseLost, UnknownTicket
 from wsgi_admission.replay import Recording
-from wsgi_admission.stores import Store, mending, moves, opening, pruning, rows
-from wsgi_admission.stores.bodies import Bodies, Stored
-from wsgi_admission.stores.checkpoints import Checkpointer, wal_race
-from wsgi_admission.stores.connections import Connections, is_damage, unavailable
+from wsgi_admission.stores import Store, mending, moves, pruning, rows, upkeep
+from wsgi_admission.stores.bodies import Bodies, Stored, WrongBody
+from wsgi_admission.stores.checkpoints import wal_race
+from wsgi_admission.stores.connections import Connections
 from wsgi_admission.stores.records import WORKER_ALIVE, Counts, Minute, Passed, Statistics, Worker
 from wsgi_admission.stores.rows import SQL
+from wsgi_admission.stores.upkeep import Upkeep
 from wsgi_admission.stores.watch import Watch
 from wsgi_admission.ticket import State, Ticket
-
-#: Seconds between two looks through the whole database for damage: a full disk, too, gives reason for one.
-LOOK_AGAIN = 60.0
 
 
 class SQLiteStore(Store):
@@ -62,15 +60,13 @@ class SQLiteStore(Store):
         self._durability = durability
         self._clock = clock
         self._boot = host.boot_id() if boot is None else boot
-        self._patience = patience
-        self._looked = -LOOK_AGAIN  # for damage
-        self._opened = time.time()
-        self._prepare()
+        opened = time.time()
+        upkeep.prepare(self._path, patience=patience)
         full = durability == "full"
         self._bodies = Bodies(self._path.with_name(f"{self._path.name}.bodies"), durable=full)
         self._connections = Connections(self._path, full=full, patience=patience)
         self._watch = Watch(self._connections)
-        self._checkpointer = Checkpointer(self._connections)
+        self._upkeep = Upkeep(self._connections, self._watch, opened=opened)
 
     def put(self, ticket: Ticket, request: Recording, *, now: float, key: str = "", digest: str = "") -> Ticket:
         """Rank the ticket and insert it with its request, unless its key is known."""
@@ -248,14 +244,14 @@ class SQLiteStore(Store):
 
     def request(self, ticket_id: str) -> Recording:
         """Read the request's row, and open its file if it has one."""
-        request = self._bodies.recording(lambda: self._stored("request", ticket_id))
+        request = self._recording("request", ticket_id)
         if request is None:
             raise UnknownTicket(ticket_id)
         return request
 
     def response(self, ticket_id: str) -> Recording | None:
         """Read the response's row, and open its file if it has one."""
-        response = self._bodies.recording(lambda: self._stored("response", ticket_id))
+        response = self._recording("response", ticket_id)
         if response is None:
             self.get(ticket_id)
         return response
@@ -302,13 +298,8 @@ class SQLiteStore(Store):
         return pruning.prune(self._connections, self._bodies, self._line, before=before, now=now)
 
     def maintain(self, *, now: float) -> None:
-        """Carry the write-ahead log over into the database when it is time; begin anew if that is damaged."""
-        due = self._connections.damaged or mending.due(self._path, self._opened, now=now)
-        if due and abs(now - self._looked) >= LOOK_AGAIN:
-            self._connections.damaged = not self._mend()
-            if not self._connections.damaged:
-                self._looked = now
-        self._checkpointer.maintain(now=now)
+        """Mend what is damaged, take up a file that was put in its place, and carry the write-ahead log over."""
+        self._upkeep.maintain(now=now)
 
     def changed(self) -> int:
         """Return SQLite's own mark of change."""
@@ -316,6 +307,7 @@ class SQLiteStore(Store):
 
     def health(self) -> dict[str, str]:
         """Read one row, and say which SQLite this is and how large its files are."""
+        self._connections.check()
         ((journal_mode,),) = self._connections.query("PRAGMA journal_mode")
         self._connections.query(SQL["workers"], {"line": self._line})
         wal = Path(f"{self._path}-wal")
@@ -336,28 +328,17 @@ class SQLiteStore(Store):
         self._watch.close()
         self._connections.close()
 
-    def _prepare(self) -> None:
-        try:
-            opening.prepare(self._path, patience=self._patience)
-        except StoreError as error:
-            # Only a file that we have had open before: another one may be somebody's.
-            ours = self._path.with_name(f"{self._path.name}-mark").exists()
-            if not ours or error.__cause__ is None or not is_damage(error.__cause__):
-                raise
-            self._mend()
-            opening.prepare(self._path, patience=self._patience)
-
-    def _mend(self) -> bool:
-        try:
-            return mending.mend(self._path, patience=self._patience)
-        except (sqlite3.Error, OSError) as error:
-            raise unavailable(self._path, error) from error
-
     def _named(self, ticket_id: str) -> dict[str, str]:
         return {"line": self._line, "id": ticket_id}
 
     def _key(self, route: str, client: str, key: str, digest: str) -> dict[str, str]:
         return {"line": self._line, "route": route, "client": client, "key": key, "digest": digest}
+
+    def _recording(self, kind: str, ticket_id: str) -> Recording | None:
+        try:
+            return self._bodies.recording(lambda: self._stored(kind, ticket_id))
+        except WrongBody as error:
+            raise DamagedRecording(ticket_id, kind) from error
 
     def _stored(self, kind: str, ticket_id: str) -> Stored | None:
         for *row, crc in self._connections.query(SQL[kind], self._named(ticket_id)):

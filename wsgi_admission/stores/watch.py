@@ -14,11 +14,13 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from wsgi_admission.errors import StoreError
 from wsgi_admission.stores import forks
+from wsgi_admission.stores.breaker import Tripped
 from wsgi_admission.stores.connections import Connections, connect, patiently
 
 T = TypeVar("T")
@@ -36,7 +38,6 @@ class Watch(forks.Forkable):
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
         self._path, self._patience = connections.path, connections.patience
-        self._mark = connections.mark
         self._seen: bytes | None = None
         self._version = 0
         self._sure_until = 0.0
@@ -52,9 +53,9 @@ class Watch(forks.Forkable):
         try:
             if self._is_sure():
                 return self._version
-            with self._lock:
+            with self._looking():
                 return self._token()
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, Tripped) as error:
             raise self._connections.failed(error) from error
 
     def cached(self, key: str, load: Callable[[sqlite3.Connection], T], of: Hashable = None) -> T:
@@ -63,12 +64,17 @@ class Watch(forks.Forkable):
             # Nearly every request: neither the lock nor SQLite is needed for what was read a moment ago.
             known = self._cache.get(key) if self._is_sure() else None
             if known is None or known[0] != (self._version, of):
-                with self._lock:
+                with self._looking():
                     known = self._look_up(key, load, of)
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, Tripped) as error:
             raise self._connections.failed(error) from error
         value: T = known[1]
         return value
+
+    def begin_anew(self) -> None:
+        """Take up the file that is at the path now."""
+        with self._lock:
+            self._close()
 
     def close(self) -> None:
         """Close the connection."""
@@ -87,9 +93,17 @@ class Watch(forks.Forkable):
         self._lock.release()
         return True
 
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """One thread at a time; not behind one that waits for a locked file in vain."""
+        reading = self._connections.reading
+        reading.check()
+        with self._lock, reading:
+            yield
+
     def _is_sure(self) -> bool:
         """Whether the version is still the right one, as far as that can be told without SQLite."""
-        return self._mark.read() == self._seen and time.monotonic() < self._sure_until
+        return self._connections.mark.read() == self._seen and time.monotonic() < self._sure_until
 
     def _look_up(self, key: str, load: Callable[[sqlite3.Connection], T], of: Hashable) -> tuple[Hashable, T]:
         token = (self._token(), of)
@@ -103,7 +117,7 @@ class Watch(forks.Forkable):
         if self._closed:
             raise StoreError(f"The store {self._path} was closed.")
         # Read before SQLite is asked: a commit in between is then noticed next time.
-        mark = self._mark.read()
+        mark = self._connections.mark.read()
         if mark == self._seen and time.monotonic() < self._sure_until:
             return self._version
         connection = self._open()
@@ -116,6 +130,7 @@ class Watch(forks.Forkable):
 
     def _open(self) -> sqlite3.Connection:
         self.refuse_inherited()
+        self._connections.refuse_moved()
         if self._connection is None:
             self._connection = connect(self._path, patience=self._patience)
             self._openings += 1

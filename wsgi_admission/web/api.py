@@ -88,12 +88,16 @@ class Api:
         """Answer a request whose PATH_INFO lies below the prefix."""
         return self._answer(self._route, environ, start_response)
 
-    def admitted(self, ticket: Ticket, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    def admitted(
+        self, ticket: Ticket, environ: Environ, start_response: StartResponse, *, ask: bool = True
+    ) -> Iterable[bytes]:
         """Answer a request that is in the line as ``ticket``: with its place, or with its result if that is there.
 
         It is there when the request was sent before, under the same Idempotency-Key.
+
+        :param ask: whether the store is asked for the place; not when it was slow already.
         """
-        return self._answer(lambda environ: self._tickets.admitted(environ, ticket), environ, start_response)
+        return self._answer(lambda environ: self._tickets.admitted(environ, ticket, ask=ask), environ, start_response)
 
     def _answer(self, call: Call, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         answer: Sendable

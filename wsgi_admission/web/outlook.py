@@ -46,8 +46,6 @@ class Forecast:
         if ticket.state is not State.QUEUED:
             return Outlook(None, None)
         ahead = self._store.ahead(ticket.id)
-        if not ahead and self._store.get(ticket.id).state is not State.QUEUED:
-            return Outlook(None, None)  # it was claimed a moment ago
         position = 1 + sum(ahead.values())
         if self._store.paused():
             return Outlook(position, None, paused=True)

@@ -7,6 +7,7 @@ script writes is what stands here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from wsgi_admission.config import Config
@@ -64,14 +65,14 @@ class Rooms:
         self._load = load
         self._clock = clock
 
-    def admitted(self, environ: Environ, ticket: Ticket) -> Answer:
-        """Answer a request that was queued."""
-        data, headers = self._views.accepted(environ, ticket)
-        try:
-            seen, _ = self._views.status(environ, ticket)
-        except AdmissionError:
+    def admitted(self, environ: Environ, ticket: Ticket, *, ask: bool = True) -> Answer:
+        """Answer a request that was queued; ``ask`` is as for `Views.accepted`."""
+        data, headers = self._views.accepted(environ, ticket, ask=ask)
+        seen = {**data, **data["queue_info"]}
+        if ask:
             # It is in the line all the same, and whoever is told of an error sends it again.
-            seen = {**data, **data["queue_info"]}
+            with suppress(AdmissionError):
+                seen, _ = self._views.status(environ, ticket)
         return self._page(environ, ticket, 202, seen, headers)
 
     def status(self, environ: Environ, ticket: Ticket, *, code: int = 200) -> Answer:

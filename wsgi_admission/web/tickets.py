@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Hashable
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 
-from wsgi_admission.errors import FinalTicket, StoreError, UnknownTicket
+from wsgi_admission.errors import FinalTicket, NotRetryable, StoreError, UnknownTicket
 from wsgi_admission.logs import event
 from wsgi_admission.stores import Store
 from wsgi_admission.ticket import State, Ticket
@@ -64,11 +64,14 @@ class Tickets:
             raise UnknownTicket(ticket_id)
         return ticket
 
-    def admitted(self, environ: Environ, ticket: Ticket) -> Sendable:
-        """Answer a request that was queued; if its client prefers to wait, after that."""
+    def admitted(self, environ: Environ, ticket: Ticket, *, ask: bool = True) -> Sendable:
+        """Answer a request that was queued; if its client prefers to wait, after that.
+
+        :param ask: whether the store is asked for its place; not when it was slow already.
+        """
         wanted = preferences(environ)
         applied = ["respond-async"] if wanted.respond_async else []
-        if wanted.wait and not ticket.state.final:
+        if ask and wanted.wait and not ticket.state.final:
             try:
                 later, seconds = self._until_final(environ, ticket, wanted.wait)
                 applied += [f"wait={seconds:.0f}"] if seconds else []
@@ -79,8 +82,8 @@ class Tickets:
         if ticket.state.final:
             return self._result(environ, ticket)
         if prefers_html(environ):
-            return self._applied(self._rooms.admitted(environ, ticket), applied)
-        data, headers = self._views.accepted(environ, ticket)
+            return self._applied(self._rooms.admitted(environ, ticket, ask=ask), applied)
+        data, headers = self._views.accepted(environ, ticket, ask=ask)
         return self._applied(json_answer(202, data, *headers), applied)
 
     @staticmethod
@@ -197,7 +200,14 @@ class Tickets:
             return _FOREIGN
         now = self._clock()
         again = ticket.again(cost=self._forecast.expected(ticket.route, now=now), now=now)
-        again = self._store.retry(ticket.id, again, now=now)
+        try:
+            again = self._store.retry(ticket.id, again, now=now)
+        except NotRetryable:
+            # Whoever asks twice, perhaps because the first answer was lost, is told of the same new ticket.
+            with suppress(UnknownTicket):
+                again = self._store.get(again.id)
+                return self._rooms.lead(environ, f"status/{again.id}") if page else self.admitted(environ, again)
+            raise
         event(log, "ticket.queued", ticket=again.id, route=again.route, tier=again.tier, retry_of=ticket.id)
         if page:
             return self._rooms.lead(environ, f"status/{again.id}")

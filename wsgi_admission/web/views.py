@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -42,17 +43,21 @@ class Views:
         self._uniform = uniform
         self._tiers = {tier.name: tier for tier in config.tiers.order}
 
-    def accepted(self, environ: Environ, ticket: Ticket) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-        """Return what the 202 to a request that was queued says, and the headers that go with it."""
+    def accepted(
+        self, environ: Environ, ticket: Ticket, *, ask: bool = True
+    ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+        """Return what the 202 to a request that was queued says, and the headers that go with it.
+
+        :param ask: whether the store is asked for its place; without that there is none.
+        """
         now = self._clock()
-        try:
-            outlook = self._forecast.outlook(ticket, now=now)
-            pending = self._pending(ticket, outlook)
-            load = self._load().value
-        except AdmissionError:
-            # It is in the line all the same, and whoever is told of an error sends it again.
-            outlook, load = Outlook(None, None), 1.0
-            pending = [("Retry-After", "1"), ("Admission-Status", ticket.state.value)]
+        # It is in the line whatever the store says now, and whoever is told of an error sends it again.
+        outlook, load = Outlook(None, None), 1.0
+        pending = [("Retry-After", "1"), ("Admission-Status", ticket.state.value)]
+        if ask:
+            with suppress(AdmissionError):
+                found = self._forecast.outlook(ticket, now=now)
+                pending, outlook, load = self._pending(ticket, found), found, self._load().value
         urls = self._urls(environ, ticket)
         data = {
             "queued": True,

@@ -6,10 +6,6 @@ for argument = 3, #ARGV do
     local t = load(ARGV[argument])
     if t then
         settled[#settled + 1] = ARGV[argument]
-        if t[F.key] ~= '' then
-            redis.call('HDEL', K.keys, key_field(t[F.route], t[F.client], t[F.key]))
-            t[F.key] = ''
-        end
         t[F.error] = ARGV[2]
         if t[F.state] == 'queued' then
             move(t, 'cancelled', now, {})

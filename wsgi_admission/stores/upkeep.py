@@ -1,0 +1,91 @@
+"""What keeps the SQLite file usable: damage is mended, another file at its path taken up, and its log carried over."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from pathlib import Path
+
+from wsgi_admission.errors import StoreError
+from wsgi_admission.stores import mending, opening
+from wsgi_admission.stores.checkpoints import Checkpointer, host_lock
+from wsgi_admission.stores.connections import Connections, is_damage, unavailable
+from wsgi_admission.stores.watch import Watch
+
+log = logging.getLogger("wsgi_admission.stores")
+
+#: Seconds between two looks through the whole database for damage: a full disk, too, gives reason for one.
+LOOK_AGAIN = 60.0
+
+
+def prepare(path: Path, *, patience: float) -> None:
+    """Make the file and what is missing in it; mend one of ours that is so damaged that it cannot be opened.
+
+    :raises StoreError: when it cannot or must not be used.
+    """
+    # Only a file that we have had open before: another one may be somebody's.
+    ours = path.with_name(f"{path.name}-mark").exists()
+    if ours and mending.is_emptied(path) and not _mend(path, patience):
+        raise unavailable(path, "somebody else is at mending it")
+    try:
+        opening.prepare(path, patience=patience)
+    except StoreError as error:
+        if not ours or error.__cause__ is None or not is_damage(error.__cause__):
+            raise
+        _mend(path, patience)
+        opening.prepare(path, patience=patience)
+
+
+class Upkeep:
+    """What the housekeeper of a process does for the file, every second.
+
+    :param opened: when this process opened it, in seconds since the epoch.
+    """
+
+    def __init__(self, connections: Connections, watch: Watch, *, opened: float) -> None:
+        self._connections = connections
+        self._watch = watch
+        self._path, self._patience = connections.path, connections.patience
+        self._checkpointer = Checkpointer(connections)
+        self._opened = opened
+        self._looked = -LOOK_AGAIN  # for damage
+
+    def maintain(self, *, now: float) -> None:
+        """Do what is to be done now.
+
+        :raises StoreUnavailable: when it cannot be done.
+        """
+        if self._connections.moved:
+            self._begin_anew()
+        emptied = mending.is_emptied(self._path)
+        due = emptied or self._connections.damaged or mending.due(self._path, self._opened, now=now)
+        if due and (emptied or abs(now - self._looked) >= LOOK_AGAIN):
+            self._connections.damaged = not _mend(self._path, self._patience)
+            if not self._connections.damaged:
+                self._looked = now
+        self._checkpointer.maintain(now=now)
+
+    def _begin_anew(self) -> None:
+        """Take up what is at the path now, or make it; the log that is left over from the other file is not its own."""
+        try:
+            with host_lock(f"{self._path}-lock") as held:
+                if not held:
+                    return  # until the next time
+                # If it has a log that is not the one open here, somebody was quicker.
+                if self._connections.shared_memory() == self._connections.shared:
+                    opening.remove_log(self._path)
+            prepare(self._path, patience=self._patience)
+            self._connections.begin_anew()
+        except OSError as error:
+            raise unavailable(self._path, error) from error
+        self._watch.begin_anew()
+        log.error(
+            "the database %s was removed or replaced; the line is that of the file which is there now", self._path
+        )
+
+
+def _mend(path: Path, patience: float) -> bool:
+    try:
+        return mending.mend(path, patience=patience)
+    except (sqlite3.Error, OSError) as error:
+        raise unavailable(path, error) from error
