@@ -96,6 +96,7 @@ def _paths() -> dict[str, Any]:
                 {
                     "202": accepted, "303": _LEADS, "403": _problem("It is a form of another site."),
                     "409": _problem("It is not kept."), **_FAILED,
+                    "default": {"description": "The answer, if it was asked for before.", "content": {"*/*": {}}},
                 },
             ),
         },
