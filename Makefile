@@ -2,6 +2,7 @@
 #   make demo          the example site on http://127.0.0.1:8000   (PORT=8001 for another port)
 #   make test          ruff, mypy and pytest, up to the first failure   (ARGS="-k name" goes to pytest)
 #   make reliability   the full form of tests/reliability: half an hour, and an hour of soak   (ADMISSION_TEST_SOAK=60: a minute)
+#   make screenshots   the pictures of the documentation, into docs/images
 #   make lint          ruff and mypy
 #   make bench         the benchmarks   (ARGS goes to them)
 #   make venv          .venv with everything for the above
@@ -11,7 +12,7 @@ PORT ?= 8000
 BIN := .venv/bin
 DECLARED := pyproject.toml setup.py
 
-.PHONY: help demo test reliability lint bench venv servers browser
+.PHONY: help demo test reliability screenshots lint bench venv servers browser
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +26,9 @@ test: lint servers browser
 
 reliability: .venv/test.stamp servers
 	ADMISSION_TEST_SIZE=full $(BIN)/python -m pytest tests/reliability $(ARGS)
+
+screenshots: .venv/test.stamp browser
+	$(BIN)/python -m tests.screenshots
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .

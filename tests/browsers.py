@@ -44,7 +44,7 @@ def page_of(browser: Browser, **how: object) -> Iterator[Page]:
     context.set_default_timeout(PATIENCE * 1000)
     faults: list[str] = []
     page = context.new_page()
-    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("pageerror", lambda error: faults.append(f"{error}\n{error.stack}"))
     page.on("console", lambda said: faults.append(said.text) if "Content Security Policy" in said.text else None)
     try:
         yield page
