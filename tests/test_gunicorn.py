@@ -276,10 +276,12 @@ def test_a_store_that_can_never_be_used_stops_the_start_but_not_a_reload(tmp_pat
                 slots.unlink()
                 slots.mkdir()
             return "admission.db-main.slots is not a regular file"
-        with closing(sqlite3.connect(path)) as other:
+        made = tmp_path / "made.db"
+        with closing(sqlite3.connect(made)) as other:
             other.execute("CREATE TABLE users (name)")
             if what == "version":
                 other.execute(f"PRAGMA application_id = {opening.APPLICATION_ID}")
+        made.replace(path)  # half made there, the site would take it for its own and mend it
         return "of another program" if what == "program" else "has schema 0, written by an older version"
 
     with gunicorn(tmp_path, ini(tmp_path, QUEUE_ALL)) as site:
