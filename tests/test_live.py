@@ -158,6 +158,19 @@ def test_no_stream_where_it_would_block_everybody_or_tell_nothing(keys: dict[str
     assert desk.ask("status", f"{ticket.id}?wait=20", **{**THREADS, **keys}).status == "200 OK"
 
 
+def test_a_stream_that_is_lost_is_taken_up_again_soon_and_a_poll_waits_as_advised() -> None:
+    """Catches: a page that shows nothing new for a minute because its server's process was killed."""
+    desk = live()
+    ticket = [desk.put() for _ in range(30)][-1]
+    stream, single = Reading(desk, ticket), Reading(desk, ticket, **{"wsgi.multithread": False})
+    seconds = [
+        int(next(iter(each.pieces)).split(b"\n")[0].removeprefix(b"retry: ")) // 1000 for each in (stream, single)
+    ]
+    stream.close()
+    assert seconds[0] == 5
+    assert seconds[1] == int(single.headers["Retry-After"]) > 60
+
+
 def test_streams_end_at_once_when_the_process_leaves() -> None:
     """Catches: a shutdown that waits for the browsers; one that keeps them away for long; a new stream afterwards."""
     desk = live()

@@ -31,6 +31,9 @@ HALF = 0.5
 #: Milliseconds after which a browser comes back when its stream ends because this process leaves.
 SOON = 1000
 
+#: Seconds after which it does, at the latest, when its stream is lost: they are no more than a process has threads.
+LOST = 5
+
 #: What does not count as news: the advice has jitter, and a wait that shrinks by a second is told in words.
 _ADVICE = frozenset({"retry_suggestion"})
 _SECONDS = frozenset({"estimated_wait_time", "estimated_wait_p90"})
@@ -64,9 +67,12 @@ class View:
         return hashlib.blake2b(steady.encode(), digest_size=12).hexdigest()
 
 
-def event_text(view: View) -> str:
-    """Return the event that tells of a view."""
-    seconds = int(dict(view.headers).get("Retry-After", "1"))
+def event_text(view: View, *, at_most: int = 300) -> str:
+    """Return the event that tells of a view.
+
+    :param at_most: seconds after which the browser comes back when this answer has ended, if the advice is longer.
+    """
+    seconds = min(at_most, int(dict(view.headers).get("Retry-After", "1")))
     return f"retry: {seconds * 1000}\nid: {view.state.value}\nevent: status\ndata: {json.dumps(view.data)}\n\n"
 
 
@@ -103,7 +109,7 @@ class Stream:
 
     def __iter__(self) -> Iterator[bytes]:
         seat, view, token = self._seat, self._view, self._token
-        yield event_text(view).encode()
+        yield event_text(view, at_most=LOST).encode()
         wrote = self._clock()
         while not view.final:
             seat.rest(token, wrote + BEAT - self._clock())
@@ -116,7 +122,7 @@ class Stream:
             except AdmissionError:
                 return  # the browser comes back, and is told then
             if view.tag != told:
-                yield event_text(view).encode()
+                yield event_text(view, at_most=LOST).encode()
             elif self._clock() - wrote >= BEAT:
                 yield b":\n"
                 seat.pause(HALF)
