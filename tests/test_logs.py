@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from wsgi_admission import logs
+from wsgi_admission.errorlog import ErrorLog
 from wsgi_admission.logs import event
 
 log = logging.getLogger("wsgi_admission.test")
@@ -72,3 +73,29 @@ def test_an_event_that_nobody_wants_costs_nothing(caplog: pytest.LogCaptureFixtu
     caplog.set_level(logging.WARNING)
     event(log, "ticket.queued", route=Costly())
     assert caplog.messages == []
+
+
+def test_what_is_no_event_is_json_too(caplog: pytest.LogCaptureFixture) -> None:
+    """Catches: a log of which some lines are no JSON, so that its reader stops."""
+    logs.use("json")
+    formatter = logs.Formatter()
+    event(log, "ticket.started", ticket=ID)
+    log.info("process %d\nis started", 7)
+    try:
+        int("wrong")
+    except ValueError:
+        log.exception("a chore failed")
+    lines = [formatter.format(record) for record in caplog.records]
+    read = [json.loads(line) for line in lines if "\n" not in line]
+    assert [one["event"] for one in read] == ["ticket.started", "log", "log"]
+    assert (read[1]["message"], read[1]["logger"]) == ("process 7\nis started", "wsgi_admission.test")
+    assert read[2]["traceback"].endswith("with base 10: 'wrong'")
+    logs.use("text")
+    assert formatter.format(caplog.records[1]).endswith("[INFO] process 7\nis started")
+
+
+def test_what_an_app_writes_cannot_steer_a_terminal(caplog: pytest.LogCaptureFixture) -> None:
+    """Catches: colours, or a second line, out of a request."""
+    with ErrorLog() as errors:
+        errors.write("a\tb \x1b[31mred\rticket.failed \x9b\u2028ü\n")
+    assert caplog.messages == ["a\tb \\u001b[31mred\\rticket.failed \\u009b\\u2028ü"]

@@ -314,6 +314,7 @@ def test_a_process_whose_threads_are_stuck_is_replaced(place: Place) -> None:
         text = working.text()
         assert text.count("ticket.stuck ") == 2
         assert text.count("most threads are stuck: leaving") == 2
+        assert text.count("ended with status 4; another starts in 0.0 s") == 2
         assert working.process.poll() is None
 
 

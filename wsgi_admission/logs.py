@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import time
 from datetime import datetime, timezone
 
 #: The formats of ``[log] format``.
@@ -41,11 +42,41 @@ def event(logger: logging.Logger, name: str, *, level: int = logging.INFO, **fie
         return
     values = {key: _plain(value) for key, value in fields.items() if value is not None}
     if _format == "json":
-        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        line = json.dumps({"time": now, "level": logging.getLevelName(level).lower(), "event": name, **values})
+        line = json.dumps(
+            {"time": _iso(time.time()), "level": logging.getLevelName(level).lower(), "event": name, **values}
+        )
     else:
         line = " ".join([name, *(f"{key}={_text(value)}" for key, value in values.items())])
     logger.log(level, "%s", line, stacklevel=2)
+
+
+class Formatter(logging.Formatter):
+    """Formats all records as ``[log] format`` says: what is no event becomes one, named ``log``, in JSON too."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s [%(process)d] [%(levelname)s] %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line, and in text the traceback after it."""
+        if _format != "json":
+            return super().format(record)
+        message = record.getMessage()
+        if message.startswith('{"time": ') and not record.exc_info:
+            return message  # an event
+        data = {
+            "time": _iso(record.created),
+            "level": record.levelname.lower(),
+            "event": "log",
+            "logger": record.name,
+            "message": message,
+        }
+        if record.exc_info:
+            data["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(data)
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _plain(value: object) -> int | float | str:

@@ -29,6 +29,8 @@ LOOK_INTERVAL = 0.1
 REOPEN_INTERVAL = 1.0
 #: The exit status of a process that can never replay: its app or its store cannot be used.
 UNUSABLE = 3
+#: The exit status of a process that left because its threads are stuck.
+STUCK = 4
 
 
 @dataclass
@@ -105,12 +107,13 @@ def replay(config: Config, reference: str, *, parent: int, grace: float, tell: C
     log.info("replays with %d threads", config.admission.worker_threads)
     while wanted() and not process.pool.runs.mostly_stuck:
         time.sleep(LOOK_INTERVAL)
-    if wanted():
+    stuck = wanted()
+    if stuck:
         log.error("most threads are stuck: leaving")
     elif not asked.leave:
         log.warning("the parent is dead: leaving")
     _leave(process, grace, asked)
-    return 0
+    return STUCK if stuck else 0
 
 
 def _start(app: App, config: Config, wanted: Callable[[], bool], tell: Callable[[str], None]) -> Process | None:

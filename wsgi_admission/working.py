@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from wsgi_admission import logs
 from wsgi_admission.config import Config, load_config
 from wsgi_admission.errors import ConfigError
 from wsgi_admission.policy.backoff import delay
-from wsgi_admission.replaying import replay
+from wsgi_admission.replaying import STUCK, replay
 from wsgi_admission.stores import check_url
 
 log = logging.getLogger("wsgi_admission.work")
@@ -55,7 +56,7 @@ def log_to_stderr() -> None:
     """Send what the package logs to stderr, one line for each event, unless the app configures ``logging``."""
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(lambda _record: not logging.getLogger().handlers)
-    handler.setFormatter(logging.Formatter("%(asctime)s [%(process)d] [%(levelname)s] %(message)s"))
+    handler.setFormatter(logs.Formatter())
     package = logging.getLogger("wsgi_admission")
     package.addHandler(handler)
     package.setLevel(logging.INFO)
@@ -81,6 +82,7 @@ class Child:
     told: bytes = b""
     patience: float | None = None
     ended: str = field(default="", init=False)
+    status: int = field(default=0, init=False)
 
     @property
     def begun(self) -> bool:
@@ -108,7 +110,7 @@ class Child:
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         if pid:
             os.close(self.reader)
-            code = os.waitstatus_to_exitcode(status)
+            self.status = code = os.waitstatus_to_exitcode(status)
             self.ended = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
 
 
@@ -220,7 +222,8 @@ class Crew:
             for other in self._children:
                 other.generation = max(other.generation, child.generation)
         else:
-            soon = now - child.born < SOON
+            # One whose threads are stuck worked until then, and nobody does while none is there.
+            soon = now - child.born < SOON and child.status != STUCK
             self._deaths = self._deaths + 1 if soon else 0
             wait = 0.0
             if soon:
@@ -291,6 +294,7 @@ def work(path: str, app: str, *, processes: int, chdir: str, grace: float, nice:
     os.chdir(chdir)
     sys.path.insert(0, str(Path.cwd()))
     config = read_config(path)
+    logs.use(config.log.format)
     log_to_stderr()
     crew = Crew(path, config, app, processes=processes, grace=grace, nice=nice, start_timeout=start_timeout)
     return crew.run()
