@@ -35,7 +35,7 @@ from wsgi_admission.stores import bodies, checkpoints, connections, opening, pru
 from wsgi_admission.stores.bodies import Bodies, Stored
 from wsgi_admission.stores.breaker import PAUSE, Tripped
 from wsgi_admission.stores.checkpoints import INTERVAL, WAL_LIMIT, wal_race
-from wsgi_admission.stores.connections import Locked
+from wsgi_admission.stores.connections import KEPT, Locked
 from wsgi_admission.stores.mark import Mark
 from wsgi_admission.stores.opening import filesystem_type, refuse_network
 from wsgi_admission.stores.records import INLINE_BODY, Passed, Tally, Worker
@@ -1261,3 +1261,19 @@ def test_a_long_prune_pauses_and_goes_on_when_called_again(store: SQLiteStore, m
     for number in range(7):
         store.cancel(store.put(ticket(f"client {number}"), recording(), now=0).id, now=1)
     assert [store.prune(before=2, now=2) for _ in range(3)] == [4, 3, 0]
+
+
+def test_a_crowd_leaves_few_connections_behind(path: Path) -> None:
+    """Catches: memory that grows for hours, while one after another of many connections meets every statement."""
+    with closing(SQLiteStore(path)) as store:
+        meet = threading.Barrier(8)
+
+        def visit(_number: int) -> None:
+            connection = store._connections._take()
+            meet.wait(30)
+            store._connections._give(connection)
+
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(visit, range(8)))
+        assert len(store._connections._idle) == store._connections._opened == KEPT
+        assert store.counts() == {}

@@ -42,6 +42,9 @@ _TEXT = functools.partial(str, encoding="utf-8", errors="replace")
 #: Seconds that a fork waits for transactions that are under way.
 FORK_PATIENCE = 2.0
 
+#: Connections that wait for the next step.  Each keeps its statements, which take 300 KB once it has made all of them.
+KEPT = 3
+
 T = TypeVar("T")
 
 
@@ -303,7 +306,8 @@ class Connections(forks.Forkable):
             return connection
 
     def _give(self, connection: Connection) -> None:
-        if self._closed or connection.in_transaction or connection.generation != self._generation:
+        spent = connection.in_transaction or connection.generation != self._generation
+        if self._closed or spent or len(self._idle) >= KEPT:
             with self._lock:
                 connection.close()
                 self._opened -= 1
