@@ -154,6 +154,12 @@ def test_a_program_pauses_resumes_and_cancels(desk: Desk, caplog: pytest.LogCapt
         assert name in caplog.text
 
 
+def test_the_cookie_has_the_path_that_it_is_meant_for(desk: Desk) -> None:
+    """Catches: a mount that adds attributes of its own to the cookie."""
+    answer = post(desk, PATH, {"token": TOKEN}, SCRIPT_NAME="/;Domain=x.example")
+    assert "Path=/%3BDomain=x.example/api/queue" in (answer.header("Set-Cookie") or "").split("; ")
+
+
 def test_only_a_post_changes_something(desk: Desk) -> None:
     """Catches: a link that pauses the line."""
     for path in ("pause", "resume", "cancel", "sign-out"):

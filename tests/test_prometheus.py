@@ -99,6 +99,8 @@ def test_no_id_and_no_client_is_a_label() -> None:
         ("", "application/json, text/plain, */*", False),
         ("", "text/plain", True),
         ("", ACCEPT, True),
+        ("", "text/plain;version=abc", True),
+        ("?format=prometheus", "application/openmetrics-text;version=x.y", True),
         ("?format=json", ACCEPT, False),
         ("?format=prometheus", "application/json", True),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import signal
@@ -17,6 +18,7 @@ from tests.browsers import page_of
 from tests.rooms import HOSTILE, Room, served
 from tests.support import PATIENCE, ROOT, Server, gunicorn, ini, until
 from wsgi_admission.languages import ENGLISH, shipped
+from wsgi_admission.replay import Recording
 from wsgi_admission.ticket import State, Ticket
 from wsgi_admission.web.durations import wait_range
 
@@ -212,6 +214,31 @@ def test_a_request_that_fails_while_one_looks(browser: Browser) -> None:
         expect(page.locator(HEADING)).to_have_text("You are next in line")
         fail(room)
         expect(page.locator("h1")).to_have_text("Your request failed")
+
+
+@pytest.mark.parametrize(
+    ("status", "header"),
+    [
+        ("200 OK", ["Content-Disposition", "attachment; filename=picture.bin"]),
+        ("204 No Content", ["X-Nothing", "there"]),
+    ],
+    ids=["download", "nothing"],
+)
+def test_an_answer_that_leaves_the_page_where_it_is_is_told(browser: Browser, status: str, header: list[str]) -> None:
+    """Catches: a page that says for ever that the request is being worked on, beside the downloaded answer."""
+    room = Room()
+    ticket = room.put()
+    body = b"" if status.startswith("204") else b"bytes"
+    with served(room.api) as url, page_of(browser) as page:
+        page.goto(f"{url}/api/queue/status/{ticket.id}")
+        expect(page.locator(HEADING)).to_have_text("You are next in line")
+        claimed = room.claim()
+        head = json.dumps({"status": status, "headers": [header], "method": "POST"})
+        answer = Recording(head, io.BytesIO(body), len(body))
+        room.store.finish(claimed.id, claimed.attempt, State.COMPLETED, answer, now=room.now)
+        expect(page.locator("h1")).to_have_text("Your answer is ready")
+        expect(page.get_by_role("link", name="Show the answer")).to_be_visible()
+        expect(page.get_by_role("button", name="Cancel my request")).to_have_count(0)
 
 
 def test_a_lost_connection_is_told_and_mended(browser: Browser) -> None:

@@ -23,7 +23,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 
-from wsgi_admission.arrivals import close, closing, ended, prefers_queue, received, refusal
+from wsgi_admission.arrivals import close, closing, prefers_queue, received, refusal
 from wsgi_admission.config import Config, Route, load_config
 from wsgi_admission.errors import (
     AdmissionError,
@@ -279,8 +279,7 @@ class AdmissionMiddleware:
             raise
         close(body)
         slow = time.monotonic() - asked > LONG_PUT
-        ticket = ended(process.store, ticket, patience)
-        return process.api.admitted(ticket, environ, start_response, ask=not slow)
+        return process.api.admitted(ticket, environ, start_response, ask=not slow, patience=patience)
 
     def _put(self, process: Process, route: Route, who: Identity, request: Recording, key: Key) -> Ticket:
         now = time.time()

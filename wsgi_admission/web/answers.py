@@ -105,7 +105,7 @@ def mounted(environ: Environ, path: str) -> str:
     """Return the address of a path of ours, from the root of the host, wherever we are mounted."""
     mount = environ.get("SCRIPT_NAME", "").strip("/")
     # One slash in front: with two a browser would take what follows for a host.
-    mount = quote(f"/{mount}" if mount else "", safe="/:@!$&'()*+,;=~", encoding="latin-1")
+    mount = quote(f"/{mount}" if mount else "", safe="/:@!$&'()*+=~", encoding="latin-1")
     return f"{mount}{quote(path)}"
 
 

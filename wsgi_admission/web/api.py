@@ -89,15 +89,26 @@ class Api:
         return self._answer(self._route, environ, start_response)
 
     def admitted(
-        self, ticket: Ticket, environ: Environ, start_response: StartResponse, *, ask: bool = True
+        self,
+        ticket: Ticket,
+        environ: Environ,
+        start_response: StartResponse,
+        *,
+        ask: bool = True,
+        patience: float = 0.0,
     ) -> Iterable[bytes]:
         """Answer a request that is in the line as ``ticket``: with its place, or with its result if that is there.
 
         It is there when the request was sent before, under the same Idempotency-Key.
 
         :param ask: whether the store is asked for the place; not when it was slow already.
+        :param patience: seconds to wait for the end of what may start at once, if a thread can be spared for that.
         """
-        return self._answer(lambda environ: self._tickets.admitted(environ, ticket, ask=ask), environ, start_response)
+
+        def call(environ: Environ) -> Sendable:
+            return self._tickets.admitted(environ, ticket, ask=ask, patience=patience)
+
+        return self._answer(call, environ, start_response)
 
     def _answer(self, call: Call, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         answer: Sendable

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from urllib.parse import parse_qs, quote
+from urllib.parse import parse_qs
 
 from wsgi_admission import operators
 from wsgi_admission.config import Config
@@ -17,7 +17,7 @@ from wsgi_admission.logs import event
 from wsgi_admission.receiving import receive
 from wsgi_admission.stores import Store
 from wsgi_admission.web.access import Access
-from wsgi_admission.web.answers import Answer, Environ, Sendable, json_answer, problem
+from wsgi_admission.web.answers import Answer, Environ, Sendable, json_answer, mounted, problem
 from wsgi_admission.web.board import board
 from wsgi_admission.web.overview import tables
 from wsgi_admission.web.rendering import page
@@ -146,9 +146,7 @@ class Dashboard:
         return Answer(303, [("Location", place), ("Content-Type", "text/plain"), *headers], place.encode())
 
     def _base(self, environ: Environ) -> str:
-        mount = environ.get("SCRIPT_NAME", "").strip("/")
-        mount = quote(f"/{mount}" if mount else "", safe="/:@!$&'()*+,;=~", encoding="latin-1")
-        return f"{mount}{quote(self._config.api.prefix)}"
+        return mounted(environ, self._config.api.prefix)
 
 
 def _unknown() -> Answer:

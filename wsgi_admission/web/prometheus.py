@@ -135,5 +135,8 @@ def exposition(environ: Environ, figures: Figures) -> Answer:
         return problem(406, "This needs the package prometheus_client: pip install 'wsgi_admission[prometheus]'.")
     from prometheus_client.exposition import choose_encoder
 
-    encoder, content_type = choose_encoder(environ.get("HTTP_ACCEPT", ""))
+    try:
+        encoder, content_type = choose_encoder(environ.get("HTTP_ACCEPT", ""))
+    except Exception:  # noqa: BLE001 - it parses what anybody may send, and stumbles over a version that is none
+        encoder, content_type = choose_encoder("")
     return Answer(200, [("Content-Type", content_type)], encoder(figures))

@@ -29,6 +29,8 @@ LIVE = (
     "You are in line",
     "Your request is being worked on",
     "The line is paused just now. You keep your place.",
+    "Your answer is ready",
+    "Show the answer",
     "It runs right now. Its answer appears here as soon as it is there.",
     "The connection is lost. You keep your place; this page tries again by itself.",
     "not known just now",

@@ -64,17 +64,18 @@ class Tickets:
             raise UnknownTicket(ticket_id)
         return ticket
 
-    def admitted(self, environ: Environ, ticket: Ticket, *, ask: bool = True) -> Sendable:
+    def admitted(self, environ: Environ, ticket: Ticket, *, ask: bool = True, patience: float = 0.0) -> Sendable:
         """Answer a request that was queued; if its client prefers to wait, after that.
 
         :param ask: whether the store is asked for its place; not when it was slow already.
+        :param patience: seconds to wait for its end if the client does not say how long.
         """
         wanted = preferences(environ)
         applied = ["respond-async"] if wanted.respond_async else []
-        if ask and wanted.wait and not ticket.state.final:
+        if ask and (wanted.wait or patience) and not ticket.state.final:
             try:
-                later, seconds = self._until_final(environ, ticket, wanted.wait)
-                applied += [f"wait={seconds:.0f}"] if seconds else []
+                later, seconds = self._until_final(environ, ticket, wanted.wait or patience)
+                applied += [f"wait={seconds:.0f}"] if seconds and wanted.wait else []
                 if later.state.final:
                     return self._applied(self._result(environ, later), applied[-1:])
             except StoreError:

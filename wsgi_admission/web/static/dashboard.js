@@ -3,7 +3,7 @@
   "use strict";
   const body = document.body, base = body.dataset.base, INTERVAL = 2000, SVG = "http://www.w3.org/2000/svg";
   const SHOWN = 5; // parts of a picture with colours of their own; the rest is one part
-  let by = "tier", last = null, read = Date.now();
+  let by = "tier", lost = false, last = null, read = Date.now();
   const id = (name) => document.getElementById(name);
 
   function element(name, attributes, ...children) {
@@ -200,12 +200,15 @@
       if (answer.status === 401) { location.reload(); return; }
       if (!answer.ok) throw new Error(`The server answered ${answer.status}.`);
       show(await answer.json());
-      fault("");
+      if (lost) fault("");
+      lost = false;
     } catch (error) {
+      lost = true;
       fault(`The line could not be read: ${error.message}`);
     }
   }
   async function act(action, fields) {
+    fault("");
     const form = new URLSearchParams({ form_token: body.dataset.formToken, ...fields });
     try {
       const answer = await fetch(`${base}/dashboard/${action}`, { method: "POST", body: form, headers: { Accept: "application/json" } });

@@ -68,7 +68,22 @@
     left = true;
     close();
     clearTimeout(timer);
+    if (url === live.result) ready();
     location.replace(url);
+  }
+
+  /* An answer that is a download, or none (204), leaves this page where it is. */
+  function ready() {
+    const title = t("Your answer is ready"), link = document.createElement("a");
+    link.href = live.result;
+    link.className = "button";
+    link.textContent = t("Show the answer");
+    document.querySelectorAll("[data-when], .facts, .pulse").forEach((element) => { element.hidden = true; });
+    document.querySelectorAll(".actions").forEach((element) => element.replaceChildren(link));
+    write("heading", title);
+    write("doing", "");
+    document.title = title + suffix;
+    say(title, true);
   }
 
   /* Show a status, as the API tells it. */
