@@ -19,11 +19,12 @@ PROCESSES = 8
 SECONDS = sized(5.0, 600.0)
 
 
-def keep_busy(path: str, number: int, until: float) -> tuple[int, int]:
-    """Put, run, prune and carry over until a time; return how many tickets were put and run."""
+def keep_busy(path: str, number: int) -> tuple[int, int]:
+    """Put, run, prune and carry over for a while; return how many tickets were put and run."""
     checkpoints.WAL_LIMIT = 1 << 16  # nearly every time that it is asked for
     put = run = 0
     with closing(SQLiteStore(path, durability="normal", patience=30)) as store:
+        until = time.monotonic() + SECONDS  # from now on: eight processes that start take long
         while time.monotonic() < until:
             body = b"x" * (INLINE_BODY + 1 if put % 50 == 0 else 3000)
             store.put(ticket(f"client {number}"), recording(body), now=put)
@@ -43,10 +44,9 @@ def test_a_file_that_many_write_and_carry_over_stays_sound(tmp_path: Path) -> No
     """Catches: checkpoints that two processes make at once, locks that are dropped, commits that are lost in them."""
     path = tmp_path / "line.db"
     SQLiteStore(path).close()
-    until = time.monotonic() + SECONDS
     with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
-        runs = [pool.apply_async(keep_busy, (str(path), number, until)) for number in range(PROCESSES)]
-        done = [run.get(timeout=SECONDS + 60) for run in runs]
+        runs = [pool.apply_async(keep_busy, (str(path), number)) for number in range(PROCESSES)]
+        done = [run.get(timeout=SECONDS + 120) for run in runs]
         pool.close()
         pool.join()
     put, run = (sum(numbers) for numbers in zip(*done, strict=True))
