@@ -2,6 +2,7 @@
 #   make demo          the example site on http://127.0.0.1:8000   (PORT=8001 for another port)
 #   make test          ruff, mypy and pytest, up to the first failure   (ARGS="-k name" goes to pytest)
 #   make reliability   the full form of tests/reliability: half an hour, and an hour of soak   (ADMISSION_TEST_SOAK=60: a minute)
+#   make screenshots   the pictures of the documentation, into docs/images
 #   make lint          ruff and mypy
 #   make bench         the benchmarks   (ARGS goes to them)
 #   make venv          .venv with everything for the above
@@ -11,7 +12,7 @@ PORT ?= 8000
 BIN := .venv/bin
 DECLARED := pyproject.toml setup.py
 
-.PHONY: help demo test reliability lint bench venv servers
+.PHONY: help demo test reliability screenshots lint bench venv servers browser
 .DEFAULT_GOAL := help
 
 help:
@@ -20,11 +21,14 @@ help:
 demo: .venv/demo.stamp
 	@exec $(BIN)/wsgi-admission demo --port $(PORT)
 
-test: lint servers
+test: lint servers browser
 	$(BIN)/python -m pytest $(ARGS)
 
 reliability: .venv/test.stamp servers
 	ADMISSION_TEST_SIZE=full $(BIN)/python -m pytest tests/reliability $(ARGS)
+
+screenshots: .venv/test.stamp browser
+	$(BIN)/python -m tests.screenshots
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .
@@ -38,6 +42,15 @@ servers:
 	    apt-get update -q && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends redis-server; \
 	  else \
 	    echo "Note: tests over Redis need redis-server. On Debian and Ubuntu: sudo apt-get install redis-server" >&2; \
+	  fi; }
+
+# Likewise for the tests of pages.  Playwright drives Debian's browser; it needs none of its own.
+browser:
+	@command -v chromium >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends chromium; \
+	  else \
+	    echo "Note: tests of pages need Chromium. On Debian: sudo apt-get install chromium" >&2; \
 	  fi; }
 
 bench: .venv/test.stamp

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import cycle, enqueue, latency, passing, position, running
+from benchmarks import cycle, enqueue, latency, passing, position, running, waiting
 from benchmarks.harness import Report
 from wsgi_admission import __version__
 from wsgi_admission.stores.opening import filesystem_type
@@ -23,6 +23,7 @@ BENCHMARKS: dict[str, tuple[Callable[..., Report], dict[str, int]]] = {
     "cycle": (cycle.run, cycle.QUICK),
     "position": (position.run, position.QUICK),
     "latency": (latency.run, latency.QUICK),
+    "waiting": (waiting.run, waiting.QUICK),
 }
 
 

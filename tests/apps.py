@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import wsgi_admission
+
 StartResponse = Callable[..., Callable[[bytes], object]]
 
 
@@ -22,6 +24,10 @@ def app(environ: dict[str, Any], start_response: StartResponse) -> Iterable[byte
         _note(f"start {query}")
         wait_for(Path(os.environ["ADMISSION_TEST_GATE"]))
         return _answer(start_response, "200 OK", f"gated {query}".encode())
+    if path == "/steps":
+        wsgi_admission.progress(0.4, "step 20 of 50")
+        wait_for(Path(os.environ["ADMISSION_TEST_GATE"]), wsgi_admission.cancelled)
+        return _answer(start_response, "200 OK", b"50 steps")
     if path == "/echo":
         return _echo(environ, start_response)
     if path == "/pid":
@@ -75,10 +81,10 @@ def _note(line: str) -> None:
         os.close(descriptor)
 
 
-def wait_for(gate: Path) -> None:
-    """Run until this file exists."""
+def wait_for(gate: Path, unwanted: Callable[[], bool] = lambda: False) -> None:
+    """Run until this file exists, or nobody wants that any more."""
     deadline = time.monotonic() + 60
-    while not gate.exists():
+    while not gate.exists() and not unwanted():
         if time.monotonic() > deadline:
             raise TimeoutError(str(gate))
         time.sleep(0.005)  # waits for the test that opens the gate

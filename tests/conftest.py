@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser
 
+from tests.browsers import chromium
 from tests.redis_servers import RedisServer, started
 
 
@@ -25,3 +27,10 @@ def shared_server() -> Iterator[Callable[[str], RedisServer]]:
         yield empty
         for server in running.values():
             server.stop()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A browser that all tests share; each opens a page of its own with `page_of`."""
+    with chromium() as running:
+        yield running

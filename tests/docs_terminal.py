@@ -120,7 +120,7 @@ class Terminal:
         state = _state_shown(f"{' '.join(words)}\n{shown}")
         if found and state and found[0] in self._ids.values():
             self._settle(f"{self._url}/api/queue/status/{found[0]}", state)
-        elif given.d is not None:
+        elif given.d is not None and not any(header.startswith("Prefer: wait") for header in given.H):
             self._settle("", "queued")
         body = None if given.d is None else given.d.encode()
         headers = {"Content-Type": "application/x-www-form-urlencoded"} if body else {}
@@ -146,7 +146,7 @@ class Terminal:
             return
         expected, whole = read_json(shown)
         real = reply.json()
-        if "queued" in expected and expected["request_id"] not in self._ids:
+        if "request_id" in expected and "queued" in expected and expected["request_id"] not in self._ids:
             self._ids[expected["request_id"]] = real["request_id"]
         compare_shape(real, expected, whole=whole)
 

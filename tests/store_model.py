@@ -20,6 +20,7 @@ from wsgi_admission.ticket import State, Ticket
 
 RANKS = {"donor": 0, "registered": 1, "anonymous": 2}
 ROUTES = ("image", "video", "text")
+FINAL = (State.COMPLETED, State.FAILED, State.CANCELLED)
 
 
 def ticket(
@@ -89,7 +90,7 @@ class Model:
         default_factory=lambda: defaultdict(lambda: defaultdict(float))
     )
     arrivals: list[tuple[int, str, str]] = field(default_factory=list)
-    completions: list[tuple[int, str, str]] = field(default_factory=list)
+    ended: dict[State, list[tuple[int, str, str]]] = field(default_factory=lambda: defaultdict(list))
     run_times: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     workers: dict[str, tuple[Worker, float]] = field(default_factory=dict)
     paused: bool = False
@@ -195,8 +196,7 @@ class Model:
         """Make a ticket final."""
         kept.ticket = replace(kept.ticket, state=state, completed_at=now, error=error, retryable=keep_request)
         kept.request = kept.request if keep_request else None
-        if state is not State.CANCELLED:
-            self.completions.append((int(now // 60), kept.ticket.tier, kept.ticket.route))
+        self.ended[state].append((int(now // 60), kept.ticket.tier, kept.ticket.route))
 
     def prune(self, before: float) -> int:
         """Forget what was final before then."""
@@ -251,15 +251,21 @@ class Model:
             )
         return found
 
-    def minutes(self, since: int, now: int) -> list[tuple[int, str, str, int, int]]:
-        """Count arrivals and completions."""
-        keys = sorted({*self.arrivals, *self.completions})
+    def minutes(self, since: int, now: int) -> list[tuple[int, str, str, int, int, int, int]]:
+        """Count what came and went."""
+        completed, failed, cancelled = (self.ended[state] for state in FINAL)
+        keys = sorted({*self.arrivals, *completed, *failed, *cancelled})
         oldest = max(since, now - MINUTES_KEPT)
-        return [(*key, self.arrivals.count(key), self.completions.count(key)) for key in keys if key[0] >= oldest]
+        return [
+            (*key, self.arrivals.count(key), (completed + failed).count(key), failed.count(key), cancelled.count(key))
+            for key in keys
+            if key[0] >= oldest
+        ]
 
     def completed_lately(self, now: float) -> int:
         """Count the completions of the last minutes."""
-        return sum(key[0] > int(now // 60) - RATE_MINUTES for key in self.completions)
+        completions = self.ended[State.COMPLETED] + self.ended[State.FAILED]
+        return sum(key[0] > int(now // 60) - RATE_MINUTES for key in completions)
 
     def last_run_times(self) -> dict[str, tuple[float, ...]]:
         """Return the end of each route's list."""

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from tests import described
+
 ROOT = Path(__file__).parent.parent
 #: Seconds after which something that a test waits for counts as not happening.
 PATIENCE = 30.0
@@ -49,9 +51,11 @@ def ask(url: str, method: str = "GET", body: bytes | None = None, headers: Mappi
         target = parts.path + (f"?{parts.query}" if parts.query else "")
         connection.request(method, target, body=body, headers=dict(headers or {}))
         response = connection.getresponse()
-        return Reply(response.status, response.reason, response.getheaders(), response.read())
+        reply = Reply(response.status, response.reason, response.getheaders(), response.read())
     finally:
         connection.close()
+    described.check(target, method, reply.status, reply.headers, reply.body)
+    return reply
 
 
 def until(condition: Callable[[], Any], what: object = "it", patience: float = PATIENCE) -> Any:
@@ -176,6 +180,7 @@ def gunicorn(
     app: str = "tests.apps:app",
     arguments: tuple[str, ...] = (),
     options: str = "",
+    port: int = 0,
     program: tuple[str, ...] = ("-m", "gunicorn"),
     **environment: str,
 ) -> Any:
@@ -183,8 +188,9 @@ def gunicorn(
 
     :param program: how Python finds gunicorn.
     :param options: further arguments of ``install``.
+    :param port: where it listens, if that must be known before.
     """
-    port = free_port()
+    port = port or free_port()
     conf = folder / "gunicorn.conf.py"
     conf.write_text(
         f"bind = '127.0.0.1:{port}'\n"

@@ -129,8 +129,8 @@ def test_the_status_has_the_fields_of_the_contract_in_each_state() -> None:
     queued = desk.ask("status", ticket).json()
     assert set(queued) == {
         "request_id", "status", "created_at", "started_at", "completed_at", "priority", "position_in_queue",
-        "estimated_wait_time", "estimated_wait_human", "message", "estimated_wait_p90", "progress", "attempt",
-        "status_url", "result_url", "cancel_url", "events_url",
+        "estimated_wait_time", "estimated_wait_human", "message", "estimated_wait_p90", "progress", "progress_note",
+        "attempt", "status_url", "result_url", "cancel_url", "events_url",
     }  # fmt: skip
     assert (queued["position_in_queue"], queued["priority"], queued["started_at"]) == (1, "low", None)
     assert queued["message"].endswith("Sign in to move up the line.")
@@ -558,3 +558,19 @@ def test_the_load_is_part_of_the_advice() -> None:
         desk.store.finish(claimed.id, claimed.attempt, State.FAILED, None, now=desk.now, error="x")
         waits.append(desk.ask("status", claimed).json()["retry_suggestion"]["delay_seconds"])
     assert waits == [2, 6]
+
+
+def test_a_result_tells_how_long_it_waited_and_ran_behind_the_apps_own_headers() -> None:
+    """Catches: the app's own Server-Timing replaced, ours in front of its headers, seconds for milliseconds."""
+    desk = Desk()
+    ticket = desk.put()
+    desk.now += 2
+    claimed = desk.claim()
+    desk.now += 0.25
+    headers = [["Server-Timing", "db;dur=53"], ["Content-Type", "text/plain"]]
+    head = json.dumps({"method": "POST", "status": "200 OK", "headers": headers})
+    answer = Recording(head, io.BytesIO(b"done"), 4)
+    desk.store.finish(ticket.id, claimed.attempt, State.COMPLETED, answer, now=desk.now)
+    expected = [*map(tuple, headers), ("Server-Timing", "queue;dur=2000, app;dur=250")]
+    assert desk.ask("result", ticket).headers == expected
+    assert desk.ask("status", ticket).header("Server-Timing") is None

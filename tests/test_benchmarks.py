@@ -10,7 +10,7 @@ from timeit import Timer
 
 import pytest
 
-from benchmarks import cycle, enqueue, harness, latency, passing, position, running
+from benchmarks import cycle, enqueue, harness, latency, passing, position, running, waiting
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.harness import Report
 from tests.support import ROOT
@@ -22,6 +22,7 @@ SMALLEST: dict[str, Callable[[], Report]] = {
     "cycle": lambda: cycle.run(turns=1, jobs=2, repeats=1),
     "position": lambda: position.run(longest=200, turns=1),
     "latency": lambda: latency.run(requests=1, rounds=1, clients=2),
+    "waiting": lambda: waiting.run(browsers=3, seconds=1),
 }
 
 

@@ -131,6 +131,14 @@ base_url =                               ; default
 admin_token = ********
 metrics = public                         ; default
 
+[pages]
+name =                                   ; default
+logo =                                   ; default
+colour = #4f46e5                         ; default
+note =                                   ; default
+texts =                                  ; default
+template =                               ; default
+
 [log]
 format = text                            ; default
 

@@ -453,7 +453,7 @@ def test_a_file_that_is_no_ini_file(load: Load, text: str, expected: list[str]) 
         (
             ROUTE + "[DEFAULT]\nname = y\n",
             ("a.ini [DEFAULT]: unknown section. "
-            "Expected one of [admission], [load], [store], [tiers], [api], [log], [tier:NAME], [route:NAME]."),
+            "Expected one of [admission], [load], [store], [tiers], [api], [pages], [log], [tier:NAME], [route:NAME]."),
         ),
         (ROUTE + "[api]\nzzz = 1\n", ("a.ini [api]: unknown option 'zzz'. "
             "Expected one of prefix, base_url, admin_token, metrics.")),
@@ -641,7 +641,8 @@ def test_a_short_admin_token_is_refused_and_not_told(load: Load) -> None:
     assert problems(load, ROUTE + "[api]\nadmin_token = hunter2hunter2h\n") == [
         (
             "a.ini [api] admin_token = '********': can be guessed: must have 16 characters or more.\n"
-            "  admin_token: the secret of operators: opens the metrics where these are not public. "
+            "  admin_token: the secret of operators: opens the dashboard, and the metrics where these are not public; "
+            "empty: no dashboard. "
             "Expected: 16 characters or more, ASCII without spaces."
         )
     ]

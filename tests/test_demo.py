@@ -11,6 +11,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,12 @@ from wsgi_admission.demo.site import GENERATORS, create_app
 from wsgi_admission.demo.table import lines, summary, table
 from wsgi_admission.demo.visitor import Visitor
 from wsgi_admission.demo.who import tier_of
+from wsgi_admission.errors import StoreUnavailable, UnknownTicket
+from wsgi_admission.progressing import Progress, current
+from wsgi_admission.ticket import Ticket
 
 SIZE = 48
+TOKEN = "of-whoever-runs-it"  # noqa: S105 - of the tests
 ROOT = Path(__file__).parents[1]
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -64,16 +69,15 @@ def client() -> FlaskClient:
 # ---------------------------------------------------------------- generators
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda prompt, seed: generate.picture(prompt, seed, size=SIZE),
-        lambda prompt, seed: generate.transform(photo(), prompt, seed, size=SIZE),
-        lambda prompt, seed: generate.animation(prompt, seed, size=SIZE),
-        lambda prompt, seed: generate.animation(prompt, seed, image=photo(), size=SIZE),
-    ],
-    ids=["picture", "transform", "animation", "animated-image"],
-)
+MAKERS = {
+    "picture": lambda prompt, seed: generate.picture(prompt, seed, size=SIZE),
+    "transform": lambda prompt, seed: generate.transform(photo(), prompt, seed, size=SIZE),
+    "animation": lambda prompt, seed: generate.animation(prompt, seed, size=SIZE),
+    "animated-image": lambda prompt, seed: generate.animation(prompt, seed, image=photo(), size=SIZE),
+}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 def test_the_prompt_and_the_seed_alone_decide_every_byte(make: Callable[[str, int], bytes]) -> None:
     """Catches: dice from the operating system, and a seed or a prompt that is left out."""
     first = make("a lake at night", 7)
@@ -299,14 +303,16 @@ def test_the_demo_changes_the_store_and_who_is_asking_and_nothing_else(tmp_path:
     """Catches: an option that is set twice, one that lands in the wrong section, and lost tiers."""
     shipped = ROOT / "conf" / "admission.ini"
     own = tmp_path / "admission.ini"
-    own.write_text(own_config(shipped.read_text("utf-8"), tmp_path / "a.db"), "utf-8")
+    own.write_text(own_config(shipped.read_text("utf-8"), tmp_path / "a.db", TOKEN), "utf-8")
 
     before, after = (load_config(path, {}, import_resolver=False) for path in (shipped, own))
 
     assert after.store.url == f"sqlite:///{tmp_path}/a.db"
     assert after.load_resolver() is tier_of
     assert {route.expected_time for route in after.routes} == {2.0}
-    assert (after.admission, after.load, after.api) == (before.admission, before.load, before.api)
+    assert after.api.admin_token == TOKEN
+    assert replace(after.api, admin_token="") == before.api
+    assert (after.admission, after.load) == (before.admission, before.load)
     assert after.tiers.order == before.tiers.order
     assert [route.path for route in after.routes] == [route.path for route in before.routes]
 
@@ -314,7 +320,7 @@ def test_the_demo_changes_the_store_and_who_is_asking_and_nothing_else(tmp_path:
 def test_a_section_that_is_missing_is_added(tmp_path: Path) -> None:
     """Catches: a store in the folder of whoever starts the demo."""
     own = tmp_path / "admission.ini"
-    own.write_text(own_config("[route:a]\npath = /a\nmethods = POST", tmp_path / "a.db"), "utf-8")
+    own.write_text(own_config("[route:a]\npath = /a\nmethods = POST", tmp_path / "a.db", TOKEN), "utf-8")
 
     assert load_config(own, {}, import_resolver=False).store.url == f"sqlite:///{tmp_path}/a.db"
 
@@ -492,3 +498,40 @@ def test_the_summary_tells_the_order_of_starts_by_tier() -> None:
     Console(file=printed, width=110).print(summary(visitors, 9.0))
 
     assert "order of starts in the line: donor x 2, registered, anonymous" in printed.getvalue()
+
+
+class Listener:
+    """Takes the place of a run: what is said of it, and when its client goes away."""
+
+    def __init__(self, patience: int = 10_000) -> None:
+        self.said: list[tuple[float, str]] = []
+        self.patience = patience
+        self.run = Progress(lambda *_said: None, self._look, 1, clock=lambda: float(len(self.said)))
+        self.run.report = self._report  # type: ignore[method-assign]  # it listens
+
+    def _report(self, fraction: float, note: str = "") -> None:
+        self.said.append((fraction, note))
+
+    def _look(self) -> Ticket:
+        if len(self.said) > self.patience:
+            raise UnknownTicket("x")
+        raise StoreUnavailable("nobody knows")
+
+
+@pytest.mark.parametrize("prompt", ["fractal", "galaxy", "landscape at a lake", "silk"])
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_a_generator_says_how_far_it_is_and_stops_when_nobody_waits(
+    make: Callable[[str, int], bytes], prompt: str
+) -> None:
+    """Catches: a bar that stands still for the whole picture or goes back; a run of seconds that nobody wants."""
+    listener = Listener()
+    with current(listener.run):
+        make(prompt, 1)
+    fractions = [fraction for fraction, _ in listener.said]
+    assert fractions == sorted(fractions)
+    assert len(set(fractions)) >= 4
+    assert fractions[-1] <= 1
+    hasty = Listener(patience=2)
+    with current(hasty.run), pytest.raises(generate.GivenUp):
+        make(prompt, 1)
+    assert len(hasty.said) == 3

@@ -38,6 +38,7 @@ from wsgi_admission.stores.records import Worker
 from wsgi_admission.ticket import LEGAL_MOVES, State
 
 README, HTTP, CONFIGURATION = ROOT / "README.rst", ROOT / "docs" / "http.rst", ROOT / "docs" / "configuration.rst"
+DASHBOARD = ROOT / "docs" / "dashboard.rst"
 HOW, OPERATING = ROOT / "docs" / "how-it-works.rst", ROOT / "docs" / "operating.rst"
 SOURCE = "\n".join(
     file.read_text("utf-8") for kind in ("*.py", "*.ini") for file in sorted((ROOT / "wsgi_admission").rglob(kind))
@@ -114,8 +115,11 @@ def test_no_block_is_left_out() -> None:
             assert "not tested with this package" in block.section, block.text
         elif not block.language:
             assert block.page == HOW, block.text  # drawings and formulas
+        elif block.language in {"html", "javascript"}:
+            assert block.page.name == "front-ends.rst"  # run in a browser by test_client_js.py
         else:
-            assert block.language in {"ini", "python", "console"}, block.language
+            # jinja: test_pages.py
+            assert block.language in {"ini", "python", "console", "bash", "jinja"}, block.language
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -131,7 +135,9 @@ def test_names_in_the_text_are_those_of_the_code(page: Path) -> None:
         elif re.match(r"(conf|docs|tests)/", text):
             assert (ROOT / text).is_file(), text
         for name in re.findall(r"[A-Za-z]\w*_\w+|[A-Z][a-z]+(?:-[A-Z][A-Za-z]+)+", text):
-            assert name in OTHERS or name.lower() in known or name.lower().replace("-", "_") in known, name
+            figure = name.removeprefix("wsgi_admission_").removesuffix("_total")  # for Prometheus
+            forms = {name.lower(), name.lower().replace("-", "_"), figure}
+            assert name in OTHERS or any(form in known for form in forms), name
 
 
 def takes(title: str | None, name: str | None, value: str | None) -> bool:
@@ -183,7 +189,13 @@ def test_configurations_can_be_used(desk: Path, block: Block) -> None:
 
 def kind(block: Block) -> str:
     """Return how a program in Python is to be run."""
-    marks = {"install(globals()": "gunicorn", "serve(": "script", "run_simple(": "script", "def tier_of": "resolver"}
+    marks = {
+        "wsgi_admission.client": "client",
+        "install(globals()": "gunicorn",
+        "serve(": "script",
+        "run_simple(": "script",
+        "def tier_of": "resolver",
+    }
     return next((kind for mark, kind in marks.items() if mark in block.text), "app")
 
 
@@ -219,6 +231,33 @@ def test_wrapped_apps_answer_behind_the_line(desk: Path, block: Block) -> None:
         assert health["store"]["kind"] == ("memory" if "memory://" in block.text else "sqlite")
     finally:
         middleware.close()
+
+
+@pytest.mark.parametrize(
+    ("desk", "block"),
+    [*programs("client"), *(pytest.param(b, b, id=b.name) for b in blocks("bash"))],
+    indirect=["desk"],
+)
+def test_programs_that_call_the_site_get_their_answer(desk: Path, block: Block) -> None:
+    """Catches: a client that does not wait, or waits for ever; a name that cannot be imported."""
+    site = Gated(desk)
+    site.gate.set()
+    program = block.text.replace(SHOWN_URL, site.url)
+    shell, python = ["bash", "-euo", "pipefail", "-c"], [sys.executable, "-W", "error", "-c"]
+    try:
+        ended = subprocess.run(
+            [*(shell if block.language == "bash" else python), program],
+            cwd=desk, env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        done = site.metrics()["completed_requests"]
+    finally:
+        site.close()
+    assert ended.returncode == 0, ended.stderr
+    assert "200" in ended.stdout.splitlines()[-1]
+    assert done >= 1, "it was queued"
+    if block.language == "bash":
+        assert (desk / "picture.png").read_bytes() == b"a picture of prompt=a lake"
 
 
 @pytest.mark.parametrize(("desk", "block"), programs("resolver"), indirect=["desk"])
@@ -349,12 +388,12 @@ def test_the_commands_of_the_readme(desk: Path) -> None:
 class Gated:
     """The site of docs/http.rst: one slot, and a picture is done when the gate is open."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, more: str = "") -> None:
         self.gate = threading.Event()
         config = folder / "http.ini"
         config.write_text(
             f"[admission]\nmode = queue_all\nmax_concurrent = 1\nworker_threads = 1\n"
-            f"[store]\nurl = sqlite:///{folder}/http.db\n[route:pictures]\npath = /api/generate\n"
+            f"[store]\nurl = sqlite:///{folder}/http.db\n[route:pictures]\npath = /api/generate\n{more}"
         )
         self.middleware = AdmissionMiddleware(self.app, config)
         self._server = make_server("127.0.0.1", 0, self.middleware, threaded=True)
@@ -373,6 +412,10 @@ class Gated:
     def health(self) -> Any:
         """Ask for the health."""
         return ask(f"{self.url}/api/queue/health").json()
+
+    def metrics(self) -> Any:
+        """Ask for the metrics."""
+        return ask(f"{self.url}/api/queue/metrics").json()
 
     def settle(self, url: str, state: str) -> None:
         """Bring a ticket into a state; without one, see to it that the next waits behind one that runs."""
@@ -409,8 +452,21 @@ def test_the_examples_of_the_http_page(desk: Path, monkeypatch: pytest.MonkeyPat
         site.close()
 
 
+@pytest.mark.parametrize("desk", [DASHBOARD], indirect=True)
+def test_the_examples_of_the_dashboard_page(desk: Path) -> None:
+    """Catches: a call for scripts that does something else, or nothing without a cookie."""
+    (options,) = blocks("ini", pages=(DASHBOARD,))
+    site = Gated(desk, options.text)
+    try:
+        terminal = Terminal(desk, site.url)
+        for block in blocks("console", pages=(DASHBOARD,)):
+            terminal.run(block.text)
+    finally:
+        site.close()
+
+
 @pytest.mark.parametrize(
-    "desk", [page for page in PAGES if page not in {README, HTTP, OPERATING} and blocks("console", pages=(page,))],
+    "desk", [p for p in PAGES if p not in {README, HTTP, OPERATING, DASHBOARD} and blocks("console", pages=(p,))],
     indirect=True, ids=lambda page: page.name,
 )  # fmt: skip
 def test_the_commands_of_the_other_pages(desk: Path, request: pytest.FixtureRequest) -> None:

@@ -138,8 +138,8 @@ def test_the_recorded_answer_is_the_direct_answer_byte_for_byte(
 
 
 def kept(reply: Reply) -> list[tuple[str, str]]:
-    """Return the headers less those that are the server's own."""
-    own = {"date", "server", "connection", "transfer-encoding", "content-length"}
+    """Return the headers less those that are the server's own, and the one that we put behind a recorded answer."""
+    own = {"date", "server", "connection", "transfer-encoding", "content-length", "server-timing"}
     return [(name, value) for name, value in reply.headers if name.lower() not in own]
 
 
@@ -160,7 +160,8 @@ def upload(site: Server, number: int) -> Reply:
 
 def as_sent(reply: Reply) -> tuple[int, str, list[tuple[str, str]], bytes]:
     """Return all of an answer that does not depend on when and on which connection it was sent."""
-    headers = [(name, value) for name, value in reply.headers if name.lower() not in {"date", "server", "connection"}]
+    ours = {"date", "server", "connection", "server-timing"}  # the last one is put behind a recorded answer
+    headers = [(name, value) for name, value in reply.headers if name.lower() not in ours]
     return reply.status, reply.reason, headers, reply.body
 
 

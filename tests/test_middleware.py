@@ -746,3 +746,28 @@ def test_urls_cannot_be_led_to_another_host(made: list[Site]) -> None:
     site = Site(mode=Mode.QUEUE_ALL)
     made.append(site)
     assert (site.call(SCRIPT_NAME="//evil.example").header("Location") or "").startswith("/evil.example/")
+
+
+def test_the_trace_goes_through_the_line_to_the_app_and_nowhere_else() -> None:
+    """Catches: a recording that loses the context of a trace, or an answer that shows it to somebody else."""
+    parent, state = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "congo=t61rcWkgMzE"
+    seen: list[tuple[str, str]] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        seen.append((environ["HTTP_TRACEPARENT"], environ["HTTP_TRACESTATE"]))
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [b"done"]
+
+    routes = (Route(name="image", path=("/image",)),)
+    config = Config(admission=Admission(mode=Mode.QUEUE_ALL), store=StoreOptions(url="memory://"), routes=routes)
+    middleware = AdmissionMiddleware(app, config)
+    try:
+        accepted = call(middleware, "/image", "POST", HTTP_TRACEPARENT=parent, HTTP_TRACESTATE=state)
+        urls = accepted.json()
+        until(lambda: call(middleware, urls["status_url"]).json()["status"] == "completed")
+        answers = [accepted, *(call(middleware, urls[name]) for name in ("status_url", "events_url", "result_url"))]
+    finally:
+        middleware.close()
+    assert seen == [(parent, state)]
+    assert "0af7651916cd43dd" not in repr(answers)
+    assert "congo" not in repr(answers)

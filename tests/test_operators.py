@@ -28,10 +28,10 @@ from wsgi_admission.cli import main
 from wsgi_admission.config import Admission, Config, Route, load_config
 from wsgi_admission.errors import FinalTicket, LeaseLost, NotRetryable, StoreUnavailable, TicketError, UnknownTicket
 from wsgi_admission.operators import CANCELLED, cancel_client, find, requeue, wait_until_idle
-from wsgi_admission.overview import headline, overview, plain
 from wsgi_admission.stores import Store, open_store
 from wsgi_admission.stores.records import Worker
 from wsgi_admission.ticket import State, Ticket
+from wsgi_admission.web.overview import headline, overview, plain
 
 CONFIG = Config(
     admission=Admission(max_concurrent=2, worker_threads=2),
@@ -92,7 +92,7 @@ def test_the_overview_tells_what_is_so(store: Store) -> None:
         "running": [
             {
                 "request_id": running.id, "tier": "anonymous", "route": "video", "client": "addr:1", "attempt": 1,
-                "age": 5.0, "progress": None, "cancelling": False,
+                "age": 5.0, "progress": None, "progress_note": "", "cancelling": False,
             }
         ],
         "workers": [{"host": "box", "pid": 4711, "threads": 2, "report_age": 2.0}],

@@ -19,6 +19,8 @@ from wsgi_admission.ticket import State
 from wsgi_admission.web import repeats
 from wsgi_admission.web.repeats import NO_KEY, key_of
 
+THREADS: dict[str, Any] = {"wsgi.multithread": True}
+
 
 @pytest.fixture
 def site() -> Iterator[Site]:
@@ -129,7 +131,7 @@ def test_a_key_makes_one_run_while_the_server_is_idle(monkeypatch: pytest.Monkey
         return ticket
 
     monkeypatch.setattr(process.store, "recall", late)  # all four know nothing of each other
-    threads = [threading.Thread(target=lambda: found.append(send(site))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: found.append(send(site, **THREADS))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -148,7 +150,8 @@ def test_what_takes_long_is_told_its_place_meanwhile(monkeypatch: pytest.MonkeyP
     """Catches: a client that is held for as long as its request runs."""
     monkeypatch.setattr("wsgi_admission.middleware.HOLD", 0.05)
     site = Site(slots=1)
-    assert send(site).status == "202 Accepted"
+    assert send(site, **THREADS).status == "202 Accepted"
+    assert send(site, key='"k2"').status == "202 Accepted"  # and at once, where no thread can be spared
     assert site.environs == []
     site.middleware.close()
 

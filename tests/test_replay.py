@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, cast
 
 import pytest
 
+from tests.wsgi import environ as whole_environ
 from tests.wsgi import record
 from wsgi_admission import errorlog, receiving, replay
 from wsgi_admission.errors import BodyTooLarge, InvalidLength, LengthRequired, RequestRefused, TruncatedBody
@@ -871,11 +872,31 @@ def test_the_recorded_answer_is_served_but_for_what_is_the_connections() -> None
         ("Date", "Thu, 01 Jan 2026 00:00:00 GMT"),
         ("SERVER", "app"),
     ]
-    kept = [("Location", "rel/ative"), ("Set-Cookie", "a=1"), ("ETag", '"x"'), ("Set-Cookie", "b=2")]
+    kept = [("Location", "//host/x?y"), ("Set-Cookie", "a=1"), ("ETag", '"x"'), ("Set-Cookie", "b=2")]
 
     outcome = outcome_of(answering([b"x"], headers=[*kept, *gone]))
 
     assert fetch(outcome.response) == ("200 OK", kept, [b"x"])
+
+
+@pytest.mark.parametrize(
+    ("given", "served"),
+    [
+        ("done?x=1", "/shop/done?x=1"),
+        ("../up", "/up"),
+        ("?page=2", "/shop/image?page=2"),
+        ("/root", "/root"),
+        ("//host/x", "//host/x"),
+        ("https://example.org/x", "https://example.org/x"),
+        ("mailto:a@example.org", "mailto:a@example.org"),
+        ("", ""),
+    ],
+)
+def test_a_relative_location_means_the_same_at_the_result(given: str, served: str) -> None:
+    """Catches: a redirect that leads to an address below the queue API, because that is where it is fetched."""
+    env = whole_environ("/image", "POST", SCRIPT_NAME="/shop")
+    outcome = run(answering([b""], headers=[("Location", given)]), record(env, max_body=10), extras={})
+    assert fetch(outcome.response)[1] == [("Location", served)]
 
 
 @pytest.mark.parametrize("size", [0, 1, 65_536, 65_537, 300_000])

@@ -590,7 +590,7 @@ def test_late_finishes_are_counted(store: Store, clock: Clock) -> None:
                 refused(store, ended)
             assert (store.changed() != before) == (refused is LATE["finish"] and ended.id == late.id)
     assert store.counts() == {("donor", "video"): Tally(accepted=1, started=1, failed=1, crashed=1, late=2)}
-    assert store.minutes(since=0) == [Minute(0, "donor", "video", 1, 1)]
+    assert store.minutes(since=0) == [Minute(0, "donor", "video", 1, 1, failures=1)]
 
 
 @pytest.mark.parametrize("step", LATE)
@@ -1201,10 +1201,12 @@ def test_arrivals_and_completions_are_known_by_minute(store: Store) -> None:
     run = claim(store, now=70)
     store.finish(run.id, 1, State.FAILED, None, now=120)
     store.cancel(claim(store, now=70).id, now=121)
+    store.cancel(next(ticket.id for ticket in store.listing(State.QUEUED)), now=180)
     assert store.minutes(since=0) == [
         Minute(0, "donor", "image", 1, 0),
         Minute(1, "donor", "image", 3, 1),
-        Minute(2, "donor", "image", 0, 1),
+        Minute(2, "donor", "image", 0, 1, failures=1),
+        Minute(3, "donor", "image", 0, 0, cancellations=1),
     ]
     assert store.minutes(since=119) == store.minutes(since=0)[1:]
     assert store.statistics(now=60.0 * RATE_MINUTES + 59).completions == 2

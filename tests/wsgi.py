@@ -10,6 +10,7 @@ from typing import Any
 from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
+from tests import described
 from wsgi_admission import recording
 from wsgi_admission.receiving import receive
 from wsgi_admission.recording import Recording
@@ -61,6 +62,8 @@ def call(app: Callable[..., Iterable[bytes]], path: str, method: str = "GET", bo
         text = b"".join(answer)
     finally:
         answer.close()  # type: ignore[attr-defined]  # the validator's iterator has it
+    where = f"{keys.get('SCRIPT_NAME', '')}{path}"
+    described.check(where, method, int(told[0][:3]), told[1], text)
     return Result(told[0], told[1], text)
 
 

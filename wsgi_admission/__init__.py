@@ -15,6 +15,7 @@ from wsgi_admission.errors import (
     UnknownTicket,
 )
 from wsgi_admission.middleware import AdmissionMiddleware
+from wsgi_admission.progressing import cancelled, progress
 
 __version__ = "0.1.0"
 
@@ -33,5 +34,7 @@ __all__ = [
     "StoreUnavailable",
     "UnknownTicket",
     "__version__",
+    "cancelled",
     "load_config",
+    "progress",
 ]

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import logging
-import threading
-import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 
 from wsgi_admission.config import Route
 from wsgi_admission.errors import AdmissionError, KeyReused, RequestRefused, UntellableLength
 from wsgi_admission.logs import event
 from wsgi_admission.receiving import Body, receive
-from wsgi_admission.stores import Store
-from wsgi_admission.ticket import Ticket
+from wsgi_admission.replay import queueable
 from wsgi_admission.web.answers import Answer, Environ, problem, retry_later
-
-#: Seconds between two looks for the end of a ticket.
-LOOK_INTERVAL = 0.02
-_pause = threading.Event()  # never set
+from wsgi_admission.web.preferences import preferences
 
 log = logging.getLogger("wsgi_admission.arrivals")
 
@@ -33,6 +27,12 @@ def received(environ: Environ, route: Route) -> Body | None:
         return None  # as long as nothing has to wait, the app may read what we cannot
 
 
+def prefers_queue(environ: Environ, body: Body | None) -> bool:
+    """Whether the client prefers its request to be queued even if it could run at once, and that is possible."""
+    readable = body is not None or "HTTP_TRANSFER_ENCODING" not in environ
+    return readable and queueable(environ) and preferences(environ).respond_async
+
+
 def refusal(error: AdmissionError, load: Callable[[], float], step: str) -> Answer:
     """Return the answer to a request that can be neither run nor kept.
 
@@ -43,22 +43,6 @@ def refusal(error: AdmissionError, load: Callable[[], float], step: str) -> Answ
         return problem(int(error.status[:3]), str(error))
     event(log, "store.failing", level=logging.ERROR, step=step, error=error)
     return retry_later("The server cannot keep the request just now.", load())
-
-
-def ended(store: Store, ticket: Ticket, patience: float) -> Ticket:
-    """Wait until the ticket is final, for at most ``patience`` seconds; return it as it is then."""
-    deadline = time.monotonic() + patience
-    seen: Hashable = None
-    while not ticket.state.final and time.monotonic() < deadline:
-        try:
-            token = store.changed()
-            if token != seen:
-                seen, ticket = token, store.get(ticket.id)
-                continue
-        except AdmissionError:
-            break  # it is in the line, whatever the store says now
-        _pause.wait(LOOK_INTERVAL)
-    return ticket
 
 
 def close(body: Body | None) -> None:

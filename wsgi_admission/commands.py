@@ -20,8 +20,8 @@ from wsgi_admission import operators
 from wsgi_admission.config import Config, load_config
 from wsgi_admission.errors import AdmissionError, ConfigError
 from wsgi_admission.operators import CANCELLED, cancel_client, find, summary, wait_until_idle
-from wsgi_admission.overview import overview, plain
 from wsgi_admission.stores import Store, open_store
+from wsgi_admission.web.overview import overview, plain
 
 #: Where the configuration is looked for.
 FILES = ("admission.ini", "conf/admission.ini")

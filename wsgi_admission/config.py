@@ -23,6 +23,7 @@ from wsgi_admission.sections import (
     Api,
     LoadOptions,
     LogOptions,
+    PagesOptions,
     Route,
     StoreOptions,
     Tier,
@@ -36,6 +37,7 @@ __all__ = [
     "Config",
     "LoadOptions",
     "LogOptions",
+    "PagesOptions",
     "Route",
     "StoreOptions",
     "Tier",
@@ -56,10 +58,11 @@ SECTIONS: tuple[Section, ...] = (
     Tiers(),
     *DEFAULT_TIERS,
     Api(),
+    PagesOptions(),
     LogOptions(),
     Route(name="NAME", path=("/api/generate",)),
 )
-_SINGLE = tuple(cls.SECTION for cls in (Admission, LoadOptions, StoreOptions, Tiers, Api, LogOptions))
+_SINGLE = tuple(cls.SECTION for cls in (Admission, LoadOptions, StoreOptions, Tiers, Api, PagesOptions, LogOptions))
 _NAMED = (Tier.SECTION, Route.SECTION)
 
 
@@ -76,6 +79,7 @@ class Config:
     store: StoreOptions = field(default_factory=StoreOptions)
     tiers: Tiers = field(default_factory=Tiers)
     api: Api = field(default_factory=Api)
+    pages: PagesOptions = field(default_factory=PagesOptions)
     log: LogOptions = field(default_factory=LogOptions)
     routes: tuple[Route, ...] = ()
     source: str = ""
@@ -87,7 +91,8 @@ class Config:
     @property
     def sections(self) -> tuple[Section, ...]:
         """Every section, in the order in which a file shows them."""
-        return (self.admission, self.load, self.store, self.tiers, *self.tiers.order, self.api, self.log, *self.routes)
+        single = (self.api, self.pages, self.log)
+        return (self.admission, self.load, self.store, self.tiers, *self.tiers.order, *single, *self.routes)
 
     def load_resolver(self) -> Callable[[dict[str, Any]], object] | None:
         """Import and return ``[tiers] resolver``, or None if there is none.
@@ -130,7 +135,8 @@ def load_with_origins(
         return built.section
 
     admission, load = make(Admission, "admission"), make(LoadOptions, "load")
-    store, api, log = make(StoreOptions, "store"), make(Api, "api"), make(LogOptions, "log")
+    store, api = make(StoreOptions, "store"), make(Api, "api")
+    pages, log = make(PagesOptions, "pages"), make(LogOptions, "log")
     priorities = {tier.name: {"priority": tier.priority} for tier in DEFAULT_TIERS}
     order = [
         make(Tier, title, name=name, **priorities.get(name, {})) if name else None for title, name in _named(file, Tier)
@@ -146,11 +152,19 @@ def load_with_origins(
             import_callable(tiers.resolver)
         except ValueError as error:
             problems += _located(source, [tiers.problem("resolver", str(error))])
-    if problems or not (admission and load and store and tiers and api and log):
+    if problems or not (admission and load and store and tiers and api and pages and log):
         raise ConfigError(*problems)
     known = tuple(route for route in routes if route)
     config = Config(
-        admission=admission, load=load, store=store, tiers=tiers, api=api, log=log, routes=known, source=source
+        admission=admission,
+        load=load,
+        store=store,
+        tiers=tiers,
+        api=api,
+        pages=pages,
+        log=log,
+        routes=known,
+        source=source,
     )
     return config, origins
 

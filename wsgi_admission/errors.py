@@ -151,6 +151,13 @@ class InvalidKey(RequestRefused):
         super().__init__("The Idempotency-Key must be a string in quotation marks, of 1 to 255 printable characters.")
 
 
+class MalformedWait(RequestRefused):
+    """The time that the client wants to wait is none."""
+
+    def __init__(self) -> None:
+        super().__init__("wait must be a whole number of seconds.")
+
+
 class TruncatedBody(RequestRefused):
     """The body ended before its Content-Length.
 

@@ -9,7 +9,8 @@
 Building it starts no thread and opens no file but the configuration.  What a process needs (the store, the
 slots, the threads) is made at its first use in that process, so preloading and forking are safe.
 
-A replayed call sees its ticket as ``environ["wsgi_admission.ticket"]``.
+A replayed call sees its ticket as ``environ["wsgi_admission.ticket"]``.  ``environ["wsgi_admission.progress"]`` and
+``environ["wsgi_admission.cancelled"]`` are there for every request that matches a route (see progressing.py).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 
-from wsgi_admission.arrivals import close, closing, ended, received, refusal
+from wsgi_admission.arrivals import close, closing, prefers_queue, received, refusal
 from wsgi_admission.config import Config, Route, load_config
 from wsgi_admission.errors import (
     AdmissionError,
@@ -34,6 +35,7 @@ from wsgi_admission.errors import (
 from wsgi_admission.logs import event
 from wsgi_admission.policy.decision import Mode, Verdict, decide
 from wsgi_admission.process import Process, route_limits, start_process
+from wsgi_admission.progressing import NOT_QUEUED
 from wsgi_admission.receiving import Body
 from wsgi_admission.replay import MARK, Recording, queueable, record
 from wsgi_admission.routes import API, Table
@@ -43,6 +45,8 @@ from wsgi_admission.stores import check_url
 from wsgi_admission.ticket import Ticket
 from wsgi_admission.tiers import Identity, Resolver
 from wsgi_admission.web.answers import Answer, Environ, StartResponse, iso, json_answer, retry_later
+from wsgi_admission.web.holding import Server
+from wsgi_admission.web.pages import Pages
 from wsgi_admission.web.repeats import NO_KEY, Key, key_of
 
 log = logging.getLogger("wsgi_admission")
@@ -67,6 +71,10 @@ class AdmissionMiddleware:
     :param replays: whether this process runs queued requests too; False where other processes do.
     :param resolver: says who is asking, instead of ``[tiers] resolver``: from the environ to a tier's name, or to
         a tier's name and a client's id, or to None.
+    :param server_threads: how many requests this process answers at once.  A quarter of them may be event streams
+        and answers that are held; with fewer than four there are none.
+    :param server_timeout: seconds after which the server ends a process that is busy for too long, or None; an
+        answer is held for half of it at most.
     :raises ConfigError: when the configuration cannot be used.
     """
 
@@ -77,11 +85,14 @@ class AdmissionMiddleware:
         *,
         replays: bool = True,
         resolver: Callable[[Environ], object] | None = None,
+        server_threads: int = 4,
+        server_timeout: float | None = None,
     ) -> None:
         self.app = app
         self.config = config if isinstance(config, Config) else load_config(config)
         check_url(self.config.store.url)
         self.replays = replays
+        self._server = Server(server_threads, server_timeout)
         tiers = self.config.tiers
         self._identify = Resolver(
             [tier.name for tier in tiers.order],
@@ -90,6 +101,7 @@ class AdmissionMiddleware:
             trusted_proxies=tiers.trusted_proxies,
         )
         self._find = Table(self.config.routes, self.config.api.prefix).find
+        self._pages = Pages(self.config)
         self._mode = self.config.admission.mode
         self._process: Process | None = None
         self._inherited: Process | None = None
@@ -136,7 +148,7 @@ class AdmissionMiddleware:
         # What was made before a fork stays referenced: closing its connections here would harm the parent's.
         self._inherited = self._process
         try:
-            process = start_process(self.app, self.config, self._identify, replays=self.replays)
+            process = start_process(self.app, self.config, self._identify, replays=self.replays, server=self._server)
         except StoreError as error:
             if self._failed_at < 0:  # once until it works
                 event(log, "store.failing", level=logging.ERROR, step="open", error=error)
@@ -149,7 +161,10 @@ class AdmissionMiddleware:
         return process
 
     def drain(self, timeout: float) -> None:
-        """Replay nothing more in this process: what runs has ``timeout`` seconds, then it returns to the line."""
+        """Replay nothing more in this process: what runs has ``timeout`` seconds, then it returns to the line.
+
+        Streams and held answers end at once.
+        """
         if process := self.started():
             process.drain(timeout)
 
@@ -170,6 +185,7 @@ class AdmissionMiddleware:
         self, process: Process | None, route: Route, environ: Environ, start_response: StartResponse
     ) -> Iterable[bytes]:
         """Answer a matching request; the store cannot be opened if ``process`` is None."""
+        environ.update(NOT_QUEUED)
         if self._mode is _PASS_THROUGH:
             return self.app(environ, start_response)
         if self._mode is _SHADOW:
@@ -177,13 +193,14 @@ class AdmissionMiddleware:
         try:
             body = received(environ, route)
         except AdmissionError as error:
-            return self._refusal(process, error, "body").send(environ, start_response)
+            return self._refuse(environ, start_response, self._refusal(process, error, "body"))
         if environ.get("HTTP_IDEMPOTENCY_KEY", "").strip() and queueable(environ):
             return self._admit_once(process, route, body, environ, start_response)
         if process is None:
             return self._run_or_refuse(None, route, body, environ, start_response)
         who = self._identify(environ)
-        if _verdict(self._mode, process, who, route) is _RUN:
+        at_once = "HTTP_PREFER" not in environ or not prefers_queue(environ, body)
+        if at_once and _verdict(self._mode, process, who, route) is _RUN:
             slot = _take(process.slots, route)
             if slot is not None:
                 passed = process.passing.begin(who.tier, route.name, shadowed=False)
@@ -201,18 +218,18 @@ class AdmissionMiddleware:
             # Nobody knows whether it is in the line already, and a key promises one run.
             close(body)
             answer = retry_later("The server cannot keep the request just now.", self._load(None))
-            return answer.send(environ, start_response)
+            return self._refuse(environ, start_response, answer)
         who = self._identify(environ)
         try:
             key = key_of(environ, body)
             known = process.store.recall(route.name, who.client, *key)
         except AdmissionError as error:
             close(body)
-            return self._refusal(process, error, "recall").send(environ, start_response)
+            return self._refuse(environ, start_response, self._refusal(process, error, "recall"))
         if known is not None:
             close(body)
             return process.api.admitted(known, environ, start_response)
-        idle = _verdict(self._mode, process, who, route) is _RUN
+        idle = _verdict(self._mode, process, who, route) is _RUN and not prefers_queue(environ, body)
         return self._queue(process, route, who, body, key, environ, start_response, patience=HOLD if idle else 0.0)
 
     def _shadow(
@@ -244,7 +261,7 @@ class AdmissionMiddleware:
             # It cannot be answered later, and may not get around the line either.
             close(body)
             answer = retry_later("The server is busy, and this request cannot be queued.", self._load(process))
-            return answer.send(environ, start_response)
+            return self._refuse(environ, start_response, answer)
         asked = time.monotonic()
         try:
             ticket = self._put(process, route, who, record(environ, body), key)
@@ -252,7 +269,7 @@ class AdmissionMiddleware:
             if key != NO_KEY or not isinstance(error, StoreError):
                 # Nobody knows whether it is there already, and a key promises that it runs once.
                 close(body)
-                return self._refusal(process, error, "put").send(environ, start_response)
+                return self._refuse(environ, start_response, self._refusal(process, error, "put"))
             event(log, "store.failing", level=logging.ERROR, step="put", route=route.name, error=error)
             if body is not None:
                 body.file.seek(0)
@@ -262,8 +279,7 @@ class AdmissionMiddleware:
             raise
         close(body)
         slow = time.monotonic() - asked > LONG_PUT
-        ticket = ended(process.store, ticket, patience)
-        return process.api.admitted(ticket, environ, start_response, ask=not slow)
+        return process.api.admitted(ticket, environ, start_response, ask=not slow, patience=patience)
 
     def _put(self, process: Process, route: Route, who: Identity, request: Recording, key: Key) -> Ticket:
         now = time.time()
@@ -295,7 +311,8 @@ class AdmissionMiddleware:
                 "timestamp": iso(time.time()),
             }
             return json_answer(200, health).send(environ, start_response)
-        return retry_later("The queue cannot be reached just now.", self._load(None)).send(environ, start_response)
+        answer = retry_later("The queue cannot be reached just now.", self._load(None))
+        return self._refuse(environ, start_response, answer)
 
     def _run_or_refuse(
         self,
@@ -310,8 +327,12 @@ class AdmissionMiddleware:
         if slot is None:
             close(body)
             answer = retry_later("The server is busy and cannot queue requests just now.", self._load(process))
-            return answer.send(environ, start_response)
+            return self._refuse(environ, start_response, answer)
         return run(self.app, environ, start_response, slot, lambda: close(body))
+
+    def _refuse(self, environ: Environ, start_response: StartResponse, answer: Answer) -> Iterable[bytes]:
+        """Send a problem, or the page with the same text."""
+        return self._pages.problem(environ, answer).send(environ, start_response)
 
     def _refusal(self, process: Process | None, error: AdmissionError, step: str) -> Answer:
         return refusal(error, lambda: self._load(process), step)

@@ -24,6 +24,7 @@ from wsgi_admission.locks import make_private
 from wsgi_admission.logs import event
 from wsgi_admission.options.texts import store_url
 from wsgi_admission.policy.decision import Line
+from wsgi_admission.progressing import INTERVAL as PROGRESS_INTERVAL
 from wsgi_admission.receiving import give_up_slow
 from wsgi_admission.running import App
 from wsgi_admission.slots import HostSlots, LocalSlots, Slots
@@ -33,6 +34,7 @@ from wsgi_admission.tiers import Resolver
 from wsgi_admission.web import messages
 from wsgi_admission.web.answers import Environ
 from wsgi_admission.web.api import Api
+from wsgi_admission.web.holding import Server
 from wsgi_admission.workers import Pool
 
 log = logging.getLogger("wsgi_admission.process")
@@ -160,7 +162,8 @@ class Process:
             self.store.report(replace(pool.worker, threads=threads), now=time.time())
 
     def drain(self, timeout: float) -> None:
-        """Claim nothing more, and hand back what still runs after ``timeout`` seconds."""
+        """Let nobody wait here, claim nothing more, and hand back what still runs after ``timeout`` seconds."""
+        self.api.readers.leave()
         if self.pool.started:
             self.pool.stop()
             event(log, "process.draining", pid=self.pid, running=len(self.pool.runs.held()), timeout=timeout)
@@ -174,6 +177,7 @@ class Process:
 
     def close(self) -> None:
         """End the threads, hand back what runs, and let go of the store."""
+        self.api.readers.leave()
         self.housekeeper.stop()
         try:
             self.drain(0.0)
@@ -237,10 +241,18 @@ def line_reader(store: Store, slots: Slots, ranks: Mapping[str, int]) -> Callabl
     return line
 
 
-def start_process(app: App, config: Config, identify: Resolver, *, replays: bool) -> Process:
+def start_process(
+    app: App,
+    config: Config,
+    identify: Resolver,
+    *,
+    replays: bool,
+    server: Server = Server(),  # noqa: B008 - it is immutable
+) -> Process:
     """Open the store and the slots of this process, and start its threads.
 
     :param replays: whether queued requests run in this process too.
+    :param server: what the server in front of this process is like.
     :raises StoreError: when the store or the slots cannot be opened; nothing stays open then.
     """
     logs.use(config.log.format)
@@ -282,7 +294,7 @@ def start_process(app: App, config: Config, identify: Resolver, *, replays: bool
         pid=pid,
         store=store,
         slots=slots,
-        api=Api(store, config, identify, load, slots_in_use=slots.in_use),
+        api=Api(store, config, identify, load, slots_in_use=slots.in_use, server=server),
         pool=pool,
         passing=passing,
         line=line_reader(store, slots, ranks),
@@ -315,6 +327,7 @@ def _chores(process: Process, meter: LoadMeter, config: Config) -> list[Chore]:
         Chore(SAMPLE_INTERVAL, lambda: meter.sample(time.monotonic())),
         Chore(REPORT_INTERVAL, process.report),
         Chore(TIDY_INTERVAL, lambda: give_up_slow(now=time.monotonic())),
+        Chore(PROGRESS_INTERVAL, process.pool.write_progress),
         Chore(TIDY_INTERVAL, process.leases),
         Chore(TIDY_INTERVAL, process.bury),
         Chore(TIDY_INTERVAL, process.pool.look_for_stuck),

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote, urljoin
 from wsgiref.util import FileWrapper
 
 from wsgi_admission.errorlog import ErrorLog
@@ -79,9 +80,10 @@ def run(
         environ.update(extras)
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
         answer = _Answer(method, max_response)
+        at = quote(environ["SCRIPT_NAME"] + path, safe="/:@!$&'()*+,;=~%", encoding="latin-1")
         try:
             _drive(app, environ, answer)
-            response = answer.recording()
+            response = answer.recording(at)
         except BaseException as error:  # noqa: BLE001 - the app must not end the thread, not even by SystemExit
             _log.error("the replay of %s %r failed", method, path, exc_info=error)
             answer.discard()
@@ -190,13 +192,18 @@ class _Answer:
             self.lost = _UNKEPT
             raise
 
-    def recording(self) -> Recording:
-        """Return the whole answer, or raise when it is none."""
+    def recording(self, at: str) -> Recording:
+        """Return the whole answer, or raise when it is none.
+
+        It will be fetched from another address: a Location that is relative to ``at``, the path of the request, is
+        given from the root of the host.
+        """
         if not self.status:
             raise _Unusable("the application never called start_response")
         if self.lost:
             raise _Unusable(self.lost, self.lost)
-        head = json.dumps({"status": self.status, "headers": self._headers, "method": self._method}, ensure_ascii=True)
+        headers = [(n, _from_root(at, value) if n.lower() == "location" else value) for n, value in self._headers]
+        head = json.dumps({"status": self.status, "headers": headers, "method": self._method}, ensure_ascii=True)
         try:
             self._fit_stated_length()
             self._body.seek(0)
@@ -224,6 +231,12 @@ class _Answer:
             _log.warning("an answer was cut to its Content-Length of %d bytes; it had %d", length, self._length)
             self._body.truncate(length)
             self._length = length
+
+
+def _from_root(at: str, location: str) -> str:
+    """Return a Location (RFC 9110, 10.2.2) that means the same at every address of the host."""
+    relative = location and not location.startswith("/") and not re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", location)
+    return urljoin(at, location) if relative else location
 
 
 def _check(status: object, headers: object) -> None:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from wsgi_admission.logs import event
+from wsgi_admission.progressing import Progress
 from wsgi_admission.slots import Slot
 from wsgi_admission.ticket import Ticket
 
@@ -27,12 +28,14 @@ class Run:
 
     :param slot: what it holds until the app has returned, or it is stuck.
     :param limit: from when on it is stuck.
+    :param progress: what the app says of it.
     """
 
     ticket: Ticket
     slot: Slot
     begun: float
     limit: float
+    progress: Progress
     stuck: bool = False
 
 
@@ -66,10 +69,10 @@ class Runs:
                 self._claiming -= 1
                 self._changed.notify_all()
 
-    def begin(self, ticket: Ticket, slot: Slot) -> Run:
+    def begin(self, ticket: Ticket, slot: Slot, progress: Progress) -> Run:
         """Add a run; it must be ended by `end`."""
         now = self._clock()
-        run = Run(ticket, slot, now, now + self._max_runtime.get(ticket.route, math.inf))
+        run = Run(ticket, slot, now, now + self._max_runtime.get(ticket.route, math.inf), progress)
         with self._changed:
             self._runs.append(run)
         return run

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from wsgi_admission.logs import FORMATS
 from wsgi_admission.options import NamedSection, Section, option, optional
+from wsgi_admission.options.files import colour, site_path, template, texts
 from wsgi_admission.options.numbers import duration, fraction, size, whole
 from wsgi_admission.options.texts import (
     Network,
@@ -203,7 +204,11 @@ class Api(Section):
 
     prefix: str = option("/api/queue", "path below which the queue API lives", url_path())
     base_url: str = option("", "makes Location and the urls absolute, which some clients need", origin())
-    admin_token: str = option("", "the secret of operators: opens the metrics where these are not public", secret())
+    admin_token: str = option(
+        "",
+        "the secret of operators: opens the dashboard, and the metrics where these are not public; empty: no dashboard",
+        secret(),
+    )
     metrics: str = option(
         "public",
         "who may read the metrics: public (counts only, no ids), or token (operators)",
@@ -214,6 +219,22 @@ class Api(Section):
         """Return the problem of metrics that nobody can read."""
         if self.metrics == "token" and not self.admin_token:
             yield self.problem("metrics", "needs an admin_token")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PagesOptions(Section):
+    """What people see in a browser: the waiting room, and our errors."""
+
+    SECTION: ClassVar[str] = "pages"
+
+    name: str = option("", "the site's name, shown on every page", string("a few words"))
+    logo: str = option("", "the site's logo, shown beside its name", site_path())
+    colour: str = option(
+        "#4f46e5", "the colour of buttons and bars; made lighter or darker where it could not be read", colour()
+    )
+    note: str = option("", "a sentence of your own in the waiting room", string("a sentence"))
+    texts: str = option("", "folder with texts that replace ours, and with further languages", texts())
+    template: str = option("", "the waiting room, instead of ours; it can extend admission/waiting.html", template())
 
 
 @dataclass(frozen=True, kw_only=True)

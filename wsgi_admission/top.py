@@ -20,7 +20,7 @@ from rich.text import Text
 
 from wsgi_admission.commands import Unusable, config_option, load_of, opened, url_option
 from wsgi_admission.errors import StoreError
-from wsgi_admission.overview import headline, overview, tables
+from wsgi_admission.web.overview import headline, overview, tables
 
 
 @click.command()

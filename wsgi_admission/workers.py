@@ -22,6 +22,7 @@ from itertools import count
 from wsgi_admission.errors import LeaseLost, StoreError, StoreUnavailable, UnknownTicket
 from wsgi_admission.logs import event
 from wsgi_admission.policy.backoff import delay
+from wsgi_admission.progressing import Progress, current
 from wsgi_admission.replay import MARK, Outcome
 from wsgi_admission.replay import run as replay
 from wsgi_admission.runs import Run, Runs
@@ -110,6 +111,11 @@ class Pool:
         """Report runs that have become stuck, and let the line move on: their slots are free."""
         if self.runs.report_stuck():
             self.wake()
+
+    def write_progress(self) -> None:
+        """Write down what the runs say of themselves."""
+        for run in self.runs.all():
+            run.progress.flush()
 
     def renew(self) -> None:
         """Renew the leases of what runs; log those that are lost.  The store is written to even when nothing runs."""
@@ -236,13 +242,21 @@ class Pool:
                 ticket = self._claim_first(waiting)
                 if ticket is None:
                     return None
-                run = self.runs.begin(ticket, slot)
+                run = self.runs.begin(ticket, slot, self._progress(ticket))
                 with suppress(StoreError):  # a kernel that cannot lock allows nothing
                     # A newcomer of a better tier may have filled the route meanwhile.
                     allowed = not self._stopping.is_set() and self._slots.allow(slot, ticket.route)
         if not allowed:
             self._return(run)
         return run if allowed else None
+
+    def _progress(self, ticket: Ticket) -> Progress:
+        name, attempt = ticket.id, ticket.attempt
+        return Progress(
+            lambda fraction, note: self._store.progress(name, attempt, fraction, note),
+            lambda: self._store.get(name),
+            attempt,
+        )
 
     def _claim_first(self, waiting: Iterable[str]) -> Ticket | None:
         # No slot of a route is held while the store chooses: to others its route would look full, and they would
@@ -270,7 +284,7 @@ class Pool:
         ticket = run.ticket
         _tell("ticket.started", ticket)
         try:
-            outcome = self._outcome(ticket)
+            outcome = self._outcome(run)
         except StoreUnavailable as error:
             # The app was not called, and the ticket waits on in its place.
             _tell_failing("request", error, ticket)
@@ -279,13 +293,15 @@ class Pool:
             return
         try:
             self.runs.answered(run)
+            run.progress.flush()  # how far it came stays to be seen when it failed
             self._finish(ticket, outcome)
         finally:
             if outcome.response is not None:
                 outcome.response.body.close()
             self.runs.end(run)
 
-    def _outcome(self, ticket: Ticket) -> Outcome:
+    def _outcome(self, run: Run) -> Outcome:
+        ticket = run.ticket
         try:
             request = self._store.request(ticket.id)
         except StoreUnavailable:
@@ -293,7 +309,8 @@ class Pool:
         except (StoreError, UnknownTicket, OSError):
             log.exception("ticket %s: its recorded request cannot be read", ticket.id[:8])
             return Outcome(0, None, "The recorded request could not be read.")
-        return replay(self._app, request, extras={MARK: ticket})
+        with current(run.progress):
+            return replay(self._app, request, extras={MARK: ticket, **run.progress.environ})
 
     def _finish(self, ticket: Ticket, outcome: Outcome) -> None:
         """Keep the answer, which needs no slot any more."""

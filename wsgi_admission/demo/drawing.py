@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -50,16 +51,18 @@ _HUES = {
 
 @dataclass(frozen=True)
 class Subject:
-    """What a picture is about.
+    """What a picture is about, and who is told how much of it is drawn.
 
     :param words: the words of the prompt, in lower case.
     :param key: a number that only the prompt and the seed decide; every random choice starts from it.
     :param ramp: 256 colours from dark to light, shape (256, 3).
+    :param drawn: called while it is drawn, with 0 to 1; what it raises ends the drawing.
     """
 
     words: frozenset[str]
     key: int
     ramp: Field
+    drawn: Callable[[float], None] = lambda _fraction: None
 
     def dice(self) -> np.random.Generator:
         """Return the random numbers of this picture, from their beginning."""

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from wsgi_admission import cancelled, progress
 from wsgi_admission.demo.drawing import TAU, Field, Noise, Subject, colours, grid, mix, relief, subject
 from wsgi_admission.demo.scenes import scene
 
@@ -28,15 +30,21 @@ class Unusable(ValueError):
     """What was sent cannot be used; its one sentence says what was expected, and can be shown."""
 
 
+class GivenUp(Exception):
+    """Nobody waits for what is being drawn any more."""
+
+
 def picture(prompt: str, seed: int, *, size: int = PICTURE_SIZE) -> bytes:
     """Draw what the prompt says, as far as it names a scene and colours; return a square PNG.
 
     :param size: the edge in pixels.
     """
-    about = subject(prompt, seed)
+    about = replace(subject(prompt, seed), drawn=lambda fraction: _tell(0.9 * fraction, "drawing"))
     drawn = scene(about)
     fine = round(size * drawn.oversampling)
-    return _png(_shrink(_image(drawn.draw(about, fine, fine, 0.0)), size))
+    view = drawn.draw(about, fine, fine, 0.0)
+    _tell(0.9, "packing")
+    return _png(_shrink(_image(view), size))
 
 
 def transform(image: bytes, prompt: str, seed: int, *, strength: float = 0.7, size: int = PICTURE_SIZE) -> bytes:
@@ -51,6 +59,7 @@ def transform(image: bytes, prompt: str, seed: int, *, strength: float = 0.7, si
     about = subject(prompt, seed)
     source = _read(image, round(size * _FINER))
     painted, bristles = _brush(source, Noise(about.dice()), about.dice())
+    _tell(0.8, "colouring")
     grey = _grey(painted)
     dark, light = np.percentile(grey, (1, 99)).tolist()
     tinted = colours(about.ramp, 0.06 + 0.88 * (grey - dark) / max(light - dark, 0.1))
@@ -70,9 +79,11 @@ def animation(prompt: str, seed: int, *, image: bytes | None = None, size: int =
     fine = round(size * math.sqrt(drawn.oversampling))  # less than for a picture: motion hides the rest
     frames = []
     for number in range(_FRAMES):
+        _tell(0.9 * number / _FRAMES, f"frame {number + 1} of {_FRAMES}")
         phase = number / _FRAMES
         view = drawn.draw(about, fine, fine, phase) if source is None else _sway(source, about, phase)
         frames.append(_shrink(_image(view), size))
+    _tell(0.9, "packing")
     written = io.BytesIO()
     frames[0].save(
         written, "WEBP", save_all=True, append_images=frames[1:], duration=_FRAME_MS, loop=0, quality=82, method=3
@@ -97,7 +108,8 @@ def _brush(source: Field, noise: Noise, dice: np.random.Generator) -> tuple[Fiel
     for sense in (-1, 1):
         column, row = (axis.astype(np.float32) for axis in np.meshgrid(np.arange(width), np.arange(height)))
         i, j = row.astype(np.intp), column.astype(np.intp)
-        for _ in range(strokes):
+        for stroke in range(strokes):
+            _tell(0.1 + 0.35 * (stroke / strokes + (sense + 1) / 2), "painting over")
             column += sense * east[i, j]
             row += sense * south[i, j]
             i, j = row.round().astype(np.intp).clip(0, height - 1), column.round().astype(np.intp).clip(0, width - 1)
@@ -121,6 +133,13 @@ def _sway(source: Field, about: Subject, phase: float) -> Field:
     tinted = colours(about.ramp, _grey(moved))
     lit = mix(moved, tinted, 0.3 - 0.3 * math.cos(TAU * phase)) * relief(lift, 0.05).clip(0.8, 1.25)[..., None]
     return np.asarray(lit, np.float32)
+
+
+def _tell(fraction: float, note: str) -> None:
+    """Say how far it is, or end it if nobody waits for it."""
+    progress(fraction, note)
+    if cancelled():
+        raise GivenUp
 
 
 def _read(data: bytes, size: int) -> Field:

@@ -36,9 +36,12 @@ def silk(subject: Subject, width: int, height: int, phase: float) -> Field:
     x, y = across * zoom + shift[0], down * zoom + shift[1]
     east, south = 0.1 * math.cos(TAU * phase), 0.1 * math.sin(TAU * phase)
     a, b = noise.cloud(x + east, y + south, 2), noise.cloud(x + 5.2, y + 1.3 + east, 2)
+    subject.drawn(0.25)
     c = noise.cloud(x + 1.5 * a + 1.7, y + 1.5 * b + 9.2 + south, 2)
     d = noise.cloud(x + 1.5 * a + 8.3 + east, y + 1.5 * b + 2.8, 2)
+    subject.drawn(0.5)
     fold = noise.cloud(x + 2.6 * c, y + 2.6 * d, 3)
+    subject.drawn(0.75)
     light = relief(fold + 0.2 * c, 0.17)
     value = 0.5 + 0.75 * fold + 0.35 * a - 0.25 * d + 0.25 * (light - 1)
     sheen = smooth(1.0, 1.5, light)[..., None]
@@ -56,7 +59,9 @@ def fractal(subject: Subject, width: int, height: int, phase: float) -> Field:
     slope = np.ones_like(z)
     count, normal = np.full(z.size, np.nan, np.float32), np.zeros(z.size, np.complex64)
     alive = np.arange(z.size)
-    for step in range(140):
+    steps = 140
+    for step in range(steps):
+        subject.drawn(math.sqrt(step / steps))  # the first are the longest: most points escape soon
         slope = 2 * z * slope
         z = z * z + constant
         gone = z.real**2 + z.imag**2 > 1e4
@@ -86,10 +91,13 @@ def galaxy(subject: Subject, width: int, height: int, phase: float) -> Field:
     x, y = x * math.cos(roll) - y * math.sin(roll), (x * math.sin(roll) + y * math.cos(roll)) / tilt
     far = np.hypot(x, y) + np.float32(1e-3)
     bend = 0.35 * noise.cloud(2 * x + 9, 2 * y + 9, 4)
+    subject.drawn(0.3)
     # One whole number of arms per loop: the picture is the same again after 1 / arms of a turn.
     angle = np.arctan2(y, x) * sense + 3.2 * np.log(far + 0.12) + bend * 2 - TAU * phase / arms
     arm = (0.5 + 0.5 * np.cos(arms * angle)) ** 1.6
     dust = noise.cloud(5 * x + bend * 2, 5 * y + 3, 5)
+    subject.drawn(0.7)
+    subject.drawn(0.85)
     disc = np.exp(-2.4 * far * far)
     gas = disc * (0.10 + arm * (0.62 + 0.75 * dust)) + 0.45 * np.exp(-30 * far * far) + 0.2 * np.exp(-7 * far * far)
     drawn = colours(subject.ramp, 0.03 + 0.95 * gas)
@@ -121,6 +129,7 @@ def landscape(subject: Subject, width: int, height: int, phase: float) -> Field:
         east, south = 0.4 * math.cos(TAU * phase), 0.4 * math.sin(TAU * phase)
         ripple = noise.cloud(x * 0.9 / (0.12 + depth) + east, 5 / (0.15 + depth) + south, 2)
         x, y = x + 0.12 * ripple * depth, y - 2 * depth - 0.5 * np.abs(ripple) * depth
+    subject.drawn(0.1)
     view = _sky(subject, noise, x, y, phase, night=night)
     view = _hills(subject, noise, view, x, y, phase, night=night, spread=0.5 if shore < 1 else 0.82)
     water = mix(view, subject.ramp[30 if night else 70], 0.3)
@@ -154,6 +163,7 @@ def _hills(
     pixel = 2 / min(x.shape)
     ranges = int(dice.integers(4, 7))
     for number in range(ranges):
+        subject.drawn(0.3 + 0.7 * number / ranges)
         near = (number + 1) / ranges
         at = x * (0.75 + 0.2 * near) + dice.uniform(0, 40) + 0.05 * near * near * math.sin(TAU * phase)
         ridge = 0.5 - np.abs(noise.cloud(at * 1.3, np.full_like(at, 3.1 * number), 5 if near < 0.7 else 3))

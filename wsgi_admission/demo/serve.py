@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -41,8 +42,9 @@ def serve(host: str, port: int) -> int:
     with tempfile.TemporaryDirectory(prefix="wsgi-admission-demo-", ignore_cleanup_errors=True) as folder:
         gunicorn, ini = _shipped()
         config = Path(folder) / "admission.ini"
-        config.write_text(own_config(ini.read_text("utf-8"), Path(folder) / "admission.db"), "utf-8")
-        return _run(gunicorn, config, host, port)
+        token = secrets.token_urlsafe(12)
+        config.write_text(own_config(ini.read_text("utf-8"), Path(folder) / "admission.db", token), "utf-8")
+        return _run(gunicorn, config, host, port, token)
 
 
 def _free_port(host: str, port: int) -> int:
@@ -63,10 +65,11 @@ def _shipped() -> tuple[Path, Path]:
     return _HERE / "gunicorn_conf.py", _HERE / "admission.ini"
 
 
-def own_config(text: str, database: Path) -> str:
-    """Return the INI text with a store in ``database`` and the demo's resolver; all else, comments too, as it was."""
+def own_config(text: str, database: Path, token: str) -> str:
+    """Return the INI text with a store in ``database``, the demo's resolver and the admin token; all else as it was."""
     text = _with_option(text, "store", "url", f"sqlite:///{database}")
     text = _with_option(text, "tiers", "resolver", _RESOLVER)
+    text = _with_option(text, "api", "admin_token", token)
     # The first guess of the waits: what is drawn here takes seconds, and not the minutes of a real model.
     for route in re.findall(r"^\[(route:[^\]]+)\]", text, re.MULTILINE):
         text = _with_option(text, route, "expected_time", "2s")
@@ -85,7 +88,7 @@ def _with_option(text: str, section: str, option: str, value: str) -> str:
     return text[: header.end()] + ("" if found else line + "\n") + body + (text[end.start() :] if end else "")
 
 
-def _run(gunicorn: Path, config: Path, host: str, port: int) -> int:
+def _run(gunicorn: Path, config: Path, host: str, port: int, token: str) -> int:
     bind = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     # A session of its own: Ctrl-C in a terminal reaches this process alone, and gunicorn hears of it once, from us.
     child = subprocess.Popen(  # noqa: S603 - a fixed program; the paths are this package's and the temporary folder's
@@ -98,7 +101,7 @@ def _run(gunicorn: Path, config: Path, host: str, port: int) -> int:
         _forward_signals(child)
         url = address(host, port)
         if _answers(url, child):
-            click.echo(_welcome(url, config.parent))
+            click.echo(_welcome(url, config.parent, token))
         elif child.poll() is None:
             click.echo(f"Error: the demo did not answer at {url} within {_PATIENCE:.0f} seconds.", err=True)
             return 1
@@ -137,7 +140,7 @@ def _answers(url: str, child: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-def _welcome(url: str, folder: Path) -> str:
+def _welcome(url: str, folder: Path, token: str) -> str:
     beside = Path(sys.executable).with_name("wsgi-admission")
     command = beside if beside.is_file() else "wsgi-admission"
     return f"""
@@ -153,6 +156,9 @@ Three things to try in another terminal:
 
 3. The line, while it works those off.
    curl -sS -w '\\n' {url}/api/queue/metrics
+
+The dashboard of its operators is {url}/api/queue/dashboard
+It asks for the admin token, which is {token} as long as the demo runs.
 
 Or 50 visitors of three tiers, in a live table:
    {command} demo --load 50 --url {url}

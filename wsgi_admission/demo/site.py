@@ -21,6 +21,7 @@ from wsgi_admission.demo.generate import (
     ANIMATION_SIZE,
     PICTURE,
     PICTURE_SIZE,
+    GivenUp,
     Unusable,
     animation,
     picture,
@@ -123,6 +124,7 @@ def create_app(*, size: int | None = None) -> Flask:
     app.add_url_rule("/ping", "ping", _ping)
     app.add_url_rule("/tier", "tier", _choose_tier, methods=["POST"])
     app.register_error_handler(HTTPException, _explain)
+    app.register_error_handler(GivenUp, lambda _error: _refusal(503, "Nobody waits for this any more."))
     return app
 
 

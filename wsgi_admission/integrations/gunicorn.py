@@ -27,6 +27,7 @@ from typing import Any
 from wsgi_admission.config import Config, load_config
 from wsgi_admission.errors import ConfigError, StoreError
 from wsgi_admission.integrations.leaving import WATCH_INTERVAL, Leaving
+from wsgi_admission.integrations.limits import server_of
 from wsgi_admission.integrations.trying import permanent_fault
 from wsgi_admission.middleware import AdmissionMiddleware
 
@@ -157,7 +158,7 @@ class _Installation:
 
     def _wrap(self, worker: Any, config: Config, *, replays: bool) -> AdmissionMiddleware:
         try:
-            return AdmissionMiddleware(worker.wsgi, config, replays=replays)
+            return AdmissionMiddleware(worker.wsgi, config, replays=replays, **server_of(worker))
         except ConfigError as error:
             if not self._generation:
                 raise  # gunicorn stops: nothing has been served yet
@@ -168,7 +169,7 @@ class _Installation:
         def unusable(_environ: dict[str, Any]) -> str:
             raise ValueError(reason)
 
-        return AdmissionMiddleware(worker.wsgi, config, replays=replays, resolver=unusable)
+        return AdmissionMiddleware(worker.wsgi, config, replays=replays, resolver=unusable, **server_of(worker))
 
     def worker_int(self, worker: Any) -> None:
         """Make haste: gunicorn was told to quit."""

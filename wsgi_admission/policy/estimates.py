@@ -170,13 +170,17 @@ def gamma_quantiles(mean: float, deviation: float) -> tuple[float, float]:
 
 
 def human(seconds: float) -> str:
-    """Return a length of time in English words, for instance "7 seconds" or "1 hour 5 minutes".
+    """Return a length of time in English words, for instance "7 seconds" or "1 hour 5 minutes"; see `lengths`."""
+    parts = lengths(seconds)
+    return " ".join(f"{number} {unit}{'s' if number > 1 else ''}" for number, unit in parts) or "less than a second"
+
+
+def lengths(seconds: float) -> list[tuple[int, str]]:
+    """Return how many days, hours, minutes and seconds there are in it, those of which there are any.
 
     Rounded to the nearest second below a minute, to the nearest minute below a day, to the nearest hour
     from there on; a half goes up.
     """
-    if seconds < 0.5:
-        return "less than a second"
     rounded = 0
     for step, end in ((1, 60.0), (60, 86_400.0), (3600, math.inf)):
         rounded = int(seconds / step + 0.5) * step
@@ -186,4 +190,4 @@ def human(seconds: float) -> str:
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)
     parts = ((days, "day"), (hour, "hour"), (minute, "minute"), (second, "second"))
-    return " ".join(f"{number} {unit}{'s' if number > 1 else ''}" for number, unit in parts if number)
+    return [(number, unit) for number, unit in parts if number]

@@ -197,7 +197,7 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def minutes(self, *, since: float) -> list[Minute]:
-        """Return arrivals and completions by minute, tier and route from ``since`` on, oldest first."""
+        """Return what came and went by minute, tier and route from ``since`` on, oldest first."""
 
     @abc.abstractmethod
     def observe(self, passed: Collection[Passed], *, now: float) -> None:

@@ -39,9 +39,14 @@ class Ledger:
         change = moves.delta(before, after)
         self._tallies[after.tier, after.route].update(change)
         self._counts = None
-        if "accepted" in change or "completed" in change or "failed" in change:
-            minute = self._minutes[int(now // 60), after.tier, after.route]
-            minute.update(arrivals="accepted" in change, completions="accepted" not in change)
+        moved = {
+            "arrivals": "accepted" in change,
+            "completions": "completed" in change or "failed" in change,
+            "failures": "failed" in change,
+            "cancellations": "cancelled" in change,
+        }
+        if any(moved.values()):
+            self._minutes[int(now // 60), after.tier, after.route].update(moved)
         if "completed" in change:
             self._run_times[after.route].append(moves.run_seconds(after))
 
@@ -93,7 +98,7 @@ class Ledger:
     def minutes(self, *, since: float) -> list[Minute]:
         """Return the minutes from that of ``since`` on, oldest first."""
         return [
-            Minute(*key, counter["arrivals"], counter["completions"])
+            Minute(*key, counter["arrivals"], counter["completions"], counter["failures"], counter["cancellations"])
             for key, counter in sorted(self._minutes.items())
             if key[0] >= int(since // 60)
         ]

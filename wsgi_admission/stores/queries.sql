@@ -185,9 +185,10 @@ SELECT
 FROM tallies WHERE line = :line AND minute = :total GROUP BY tier, route;
 
 -- name: minutes
-SELECT minute, tier, route, SUM(accepted) AS arrivals, SUM(completed + failed) AS completions FROM tallies
+SELECT minute, tier, route, SUM(accepted) AS arrivals, SUM(completed + failed) AS completions,
+    SUM(failed) AS failures, SUM(cancelled) AS cancellations FROM tallies
 WHERE line = :line AND minute >= :minute AND minute < :total
-GROUP BY minute, tier, route HAVING arrivals > 0 OR completions > 0;
+GROUP BY minute, tier, route HAVING arrivals > 0 OR completions > 0 OR cancellations > 0;
 
 -- name: add_run_time
 INSERT INTO run_times (line, route, turn, seconds) VALUES (

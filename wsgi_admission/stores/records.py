@@ -60,6 +60,8 @@ class Minute:
 
     :param arrivals: tickets put into the line; what ran at once is not among them.
     :param completions: tickets that ended completed or failed.
+    :param failures: those of ``completions`` that failed.
+    :param cancellations: tickets that ended cancelled.
     """
 
     minute: int
@@ -67,6 +69,8 @@ class Minute:
     route: str
     arrivals: int
     completions: int
+    failures: int = 0
+    cancellations: int = 0
 
 
 @dataclass(frozen=True)

@@ -101,4 +101,4 @@ def facts_of(answer: bytes) -> tuple[Statistics, list[tuple[Worker, float]]]:
 def minutes_of(answer: bytes) -> list[Minute]:
     """Return what ``minutes`` answered, oldest first."""
     found = sorted(parsed(answer) or [])
-    return [Minute(minute, tier, route, int(arrivals), int(done)) for minute, tier, route, arrivals, done in found]
+    return [Minute(minute, tier, route, *map(int, counts)) for minute, tier, route, *counts in found]

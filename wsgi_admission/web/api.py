@@ -1,32 +1,41 @@
 """The queue API: one small WSGI app over a store.
 
-It answers for every ticket of the line, whichever process or machine accepted or runs it.  A ticket of a
-signed-in client answers to that client only; to everybody else it does not exist.
+Here is which call has which address, and what is answered when a call fails; the calls are in tickets.py and
+beside it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import json
 import logging
 import random
 import re
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 
 from wsgi_admission.config import Config
-from wsgi_admission.errors import DamagedRecording, FinalTicket, GoneTicket, NotRetryable, StoreError, UnknownTicket
+from wsgi_admission.errors import (
+    DamagedRecording,
+    FinalTicket,
+    GoneTicket,
+    NotRetryable,
+    RequestRefused,
+    StoreError,
+    UnknownTicket,
+)
 from wsgi_admission.load import Load
 from wsgi_admission.logs import event
-from wsgi_admission.replay import Recording, serve
 from wsgi_admission.stores import Store
-from wsgi_admission.ticket import State, Ticket
+from wsgi_admission.ticket import Ticket
 from wsgi_admission.tiers import Resolver
-from wsgi_admission.web import metrics
-from wsgi_admission.web.answers import Answer, Environ, StartResponse, json_answer, problem, retry_later
+from wsgi_admission.web import metrics, openapi, prometheus
+from wsgi_admission.web.answers import Answer, Environ, Sendable, StartResponse, json_answer, problem, retry_later
+from wsgi_admission.web.assets import CLIENT, asset
+from wsgi_admission.web.dashboard import Dashboard
+from wsgi_admission.web.holding import Readers, Server
 from wsgi_admission.web.outlook import Forecast
+from wsgi_admission.web.pages import Pages
+from wsgi_admission.web.rooms import Rooms
+from wsgi_admission.web.tickets import Tickets
 from wsgi_admission.web.views import Views
 
 log = logging.getLogger("wsgi_admission.api")
@@ -35,12 +44,16 @@ _TICKET_PATH = re.compile(r"/(status|result|events)/(.*)", re.DOTALL)
 #: The same bytes for what is no id, for an id that never was and for another's ticket.
 _UNKNOWN = problem(404, "There is no such ticket.")
 
+#: A call of the API: what it answers to a request.
+Call = Callable[[Environ], Sendable]
+
 
 class Api:
     """Answers what lies below the API prefix, and words the answer to a request that was queued.
 
     :param load: returns this host's load now.
     :param slots_in_use: returns how many slots of this host are taken.
+    :param server: what the server in front is like.
     :param clock: returns seconds since the epoch.
     :param uniform: returns a uniform draw from 0 to 1, for the jitter of retry advice.
     """
@@ -53,6 +66,7 @@ class Api:
         load: Callable[[], Load],
         *,
         slots_in_use: Callable[[], int] = lambda: 0,
+        server: Server = Server(),  # noqa: B008 - it is immutable
         clock: Callable[[], float] = time.time,
         uniform: Callable[[], float] = random.random,
     ) -> None:
@@ -63,26 +77,41 @@ class Api:
         self._slots_in_use = slots_in_use
         self._clock = clock
         self.forecast = Forecast(store, config, slots_in_use)
-        self._views = Views(store, config, load, self.forecast, clock=clock, uniform=uniform)
+        views = self._views = Views(store, config, load, self.forecast, clock=clock, uniform=uniform)
+        self._dashboard = Dashboard(store, config, load, slots_in_use=slots_in_use, clock=clock)
+        self._pages = Pages(config)
+        rooms = Rooms(store, config, self._pages, views, load, clock=clock)
+        self.readers = Readers(store.changed, server)
+        self._tickets = Tickets(store, identify, self.forecast, views, rooms, self.readers, clock=clock)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request whose PATH_INFO lies below the prefix."""
         return self._answer(self._route, environ, start_response)
 
     def admitted(
-        self, ticket: Ticket, environ: Environ, start_response: StartResponse, *, ask: bool = True
+        self,
+        ticket: Ticket,
+        environ: Environ,
+        start_response: StartResponse,
+        *,
+        ask: bool = True,
+        patience: float = 0.0,
     ) -> Iterable[bytes]:
         """Answer a request that is in the line as ``ticket``: with its place, or with its result if that is there.
 
         It is there when the request was sent before, under the same Idempotency-Key.
 
         :param ask: whether the store is asked for the place; not when it was slow already.
+        :param patience: seconds to wait for the end of what may start at once, if a thread can be spared for that.
         """
-        return self._answer(lambda environ: self._admitted(environ, ticket, ask=ask), environ, start_response)
 
-    def _answer(
-        self, call: Callable[[Environ], Answer | Recording], environ: Environ, start_response: StartResponse
-    ) -> Iterable[bytes]:
+        def call(environ: Environ) -> Sendable:
+            return self._tickets.admitted(environ, ticket, ask=ask, patience=patience)
+
+        return self._answer(call, environ, start_response)
+
+    def _answer(self, call: Call, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        answer: Sendable
         try:
             answer = call(environ)
         except UnknownTicket:
@@ -96,20 +125,16 @@ class Api:
         except DamagedRecording as damaged:
             event(log, "ticket.damaged", level=logging.ERROR, ticket=damaged.ticket_id, kind=damaged.kind)
             answer = problem(500, "The answer to this request was damaged while it was kept, and is lost.")
+        except RequestRefused as error:
+            answer = problem(int(error.status[:3]), str(error))
         except StoreError as error:
             event(log, "store.failing", level=logging.ERROR, step="api", error=error)
             answer = retry_later("The queue cannot be read just now.", self._load().value)
         if isinstance(answer, Answer):
-            return answer.send(environ, start_response)
-        return serve(answer, environ, start_response)
+            answer = self._pages.problem(environ, answer)
+        return answer.send(environ, start_response)
 
-    def _admitted(self, environ: Environ, ticket: Ticket, *, ask: bool) -> Answer | Recording:
-        if ticket.state.final:
-            return self._result(environ, ticket)
-        data, headers = self._views.accepted(environ, ticket, ask=ask)
-        return json_answer(202, data, *headers)
-
-    def _route(self, environ: Environ) -> Answer | Recording:
+    def _route(self, environ: Environ) -> Sendable:
         path = environ.get("PATH_INFO", "")[len(self._config.api.prefix) :]
         method = environ.get("REQUEST_METHOD", "")
         calls = self._calls(path)
@@ -124,101 +149,48 @@ class Api:
             return Answer(204, [allow], b"")
         return problem(405, f"This address takes {', '.join(calls)}.", allow)
 
-    def _calls(self, path: str) -> dict[str, Callable[[Environ], Answer | Recording]]:
+    def _calls(self, path: str) -> dict[str, Call]:
         """Return what can be asked of an address, by method."""
-        if path == "/metrics":
-            return {"GET": self._metrics}
-        if path == "/health":
-            return {"GET": self._health}
+        fixed = {"/metrics": self._metrics, "/health": self._health, "/openapi.json": self._description}
+        if path in fixed:
+            return {"GET": fixed[path]}
+        if path.startswith("/dashboard"):
+            return self._dashboard.calls(path)
+        if path == f"/{CLIENT}" or path.startswith("/static/"):
+            return {"GET": lambda environ: asset(environ, path[1:].removeprefix("static/"))}
         found = _TICKET_PATH.fullmatch(path)
         if found is None:
             return {}
         ticket_id = found[2]
-        if found[1] == "status" and ticket_id.endswith("/retry"):
-            ticket_id = ticket_id.removesuffix("/retry")
-            return {"POST": lambda environ: self._retry(environ, self._ticket(environ, ticket_id))}
-        if found[1] == "result":
-            return {"GET": lambda environ: self._result(environ, self._ticket(environ, ticket_id))}
-        if found[1] == "events":
-            return {"GET": lambda environ: self._events(environ, self._ticket(environ, ticket_id))}
-        return {
-            "GET": lambda environ: self._status(environ, self._ticket(environ, ticket_id)),
-            "DELETE": lambda environ: self._cancel(environ, self._ticket(environ, ticket_id)),
-        }
+        tickets = self._tickets
+        for ending, call in (("/retry", tickets.retry), ("/cancel", tickets.cancel_form)):
+            if found[1] == "status" and ticket_id.endswith(ending):
+                return {"POST": self._of(ticket_id.removesuffix(ending), call)}
+        if found[1] != "status":
+            return {"GET": self._of(ticket_id, {"result": tickets.result, "events": tickets.events}[found[1]])}
+        return {"GET": self._of(ticket_id, tickets.status), "DELETE": self._of(ticket_id, tickets.cancel)}
 
-    def _ticket(self, environ: Environ, ticket_id: str) -> Ticket:
-        ticket = self._store.get(ticket_id)
-        if ticket.owner and ticket.owner != self._identify(environ).owner:
-            raise UnknownTicket(ticket_id)
-        return ticket
+    def _of(self, ticket_id: str, call: Callable[[Environ, Ticket], Sendable]) -> Call:
+        """Return the call for one ticket, for whoever may see it."""
+        return lambda environ: call(environ, self._tickets.find(environ, ticket_id))
 
     def _gone(self, environ: Environ, gone: GoneTicket) -> Answer:
         if gone.owner and gone.owner != self._identify(environ).owner:
             return _UNKNOWN
         return problem(410, "The ticket and its result were removed after their retention.")
 
-    def _status(self, environ: Environ, ticket: Ticket) -> Answer:
-        data, headers = self._views.status(environ, ticket)
-        # The advice has jitter: it says nothing new.
-        steady = repr([item for item in data.items() if item[0] != "retry_suggestion"])
-        tag = f'"{hashlib.blake2b(steady.encode(), digest_size=12).hexdigest()}"'
-        headers.append(("ETag", tag))
-        asked = {part.strip().removeprefix("W/") for part in environ.get("HTTP_IF_NONE_MATCH", "").split(",")}
-        if tag in asked or "*" in asked:
-            return Answer(304, headers, b"")
-        return json_answer(200, data, *headers)
-
-    def _result(self, environ: Environ, ticket: Ticket) -> Answer | Recording:
-        if not ticket.state.final:
-            data, headers = self._views.status(environ, ticket)
-            return json_answer(202, data, *headers, ("Location", data["result_url"]))
-        if ticket.state is State.CANCELLED:
-            return problem(410, "The request was cancelled; it has no result.")
-        response = self._store.response(ticket.id)
-        if response is None:
-            return problem(500, ticket.error or "The request failed without an answer.")
-        return response
-
-    def _cancel(self, environ: Environ, ticket: Ticket) -> Answer:
-        ticket = self._store.cancel(ticket.id, now=self._clock())
-        name = "ticket.cancelled" if ticket.state.final else "ticket.cancelling"
-        event(log, name, ticket=ticket.id, route=ticket.route)
-        data, headers = self._views.status(environ, ticket)
-        return json_answer(200, data, *headers)
-
-    def _retry(self, environ: Environ, ticket: Ticket) -> Answer | Recording:
-        """Run a failed request again, as a new ticket at the end of its client's.
-
-        Whoever asks twice, perhaps because the first answer was lost, is told of the same new ticket.
-        """
-        now = self._clock()
-        again = ticket.again(cost=self.forecast.expected(ticket.route, now=now), now=now)
-        try:
-            again = self._store.retry(ticket.id, again, now=now)
-        except NotRetryable:
-            with suppress(UnknownTicket):
-                return self._admitted(environ, self._store.get(again.id), ask=True)
-            raise
-        event(log, "ticket.queued", ticket=again.id, route=again.route, tier=again.tier, retry_of=ticket.id)
-        data, headers = self._views.accepted(environ, again)
-        return json_answer(202, data, *headers)
-
-    def _events(self, environ: Environ, ticket: Ticket) -> Answer:
-        """Send one event and close: an EventSource comes back by itself, after the advised time."""
-        if ticket.state.final and environ.get("HTTP_LAST_EVENT_ID") == ticket.state.value:
-            return Answer(204, [], b"")  # the one answer after which an EventSource stays away
-        data, headers = self._views.status(environ, ticket)
-        seconds = int(dict(headers).get("Retry-After", "1"))
-        text = f"retry: {seconds * 1000}\nid: {ticket.state.value}\nevent: status\ndata: {json.dumps(data)}\n\n"
-        return Answer(200, [("Content-Type", "text/event-stream"), *headers], text.encode())
-
     def _metrics(self, environ: Environ) -> Answer:
-        api = self._config.api
-        if api.metrics == "token":
-            given = environ.get("HTTP_AUTHORIZATION", "").encode("latin-1", "replace")
-            if not hmac.compare_digest(given, f"Bearer {api.admin_token}".encode()):
-                return problem(401, "The metrics need the admin token.", ("WWW-Authenticate", "Bearer"))
-        return json_answer(200, metrics.summary(self._store, self._config, self._load(), now=self._clock()))
+        if self._config.api.metrics == "token" and self._dashboard.access.operator(environ) is None:
+            return problem(401, "The metrics need the admin token.", ("WWW-Authenticate", "Bearer"))
+        now, load = self._clock(), self._load()
+        if prometheus.asked_for(environ):
+            return prometheus.exposition(
+                environ, prometheus.Figures(self._store, self._config, load, self._slots_in_use(), now)
+            )
+        return json_answer(200, metrics.summary(self._store, self._config, load, now=now))
+
+    def _description(self, environ: Environ) -> Answer:
+        return json_answer(200, openapi.description(self._views.base(environ)))
 
     def _health(self, _environ: Environ) -> Answer:
         status, data = metrics.health(self._store, self._config, self._load(), self._slots_in_use(), now=self._clock())

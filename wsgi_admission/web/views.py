@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
-from urllib.parse import quote
 
 from wsgi_admission.config import Config
 from wsgi_admission.errors import AdmissionError
@@ -16,7 +15,7 @@ from wsgi_admission.policy.estimates import human
 from wsgi_admission.stores import Store
 from wsgi_admission.ticket import State, Ticket
 from wsgi_admission.web import messages
-from wsgi_admission.web.answers import Environ, iso
+from wsgi_admission.web.answers import Environ, iso, mounted
 from wsgi_admission.web.outlook import Forecast, Outlook
 
 #: Seconds that a pause is taken to last where a client is told when to ask again.
@@ -90,6 +89,7 @@ class Views:
             **self._place(outlook),
             "estimated_wait_p90": None if outlook.wait is None else round(outlook.wait.p90),
             "progress": ticket.progress,
+            "progress_note": ticket.note,
             "attempt": ticket.attempt,
             "message": self._message(ticket, outlook),
             **self._urls(environ, ticket),
@@ -143,11 +143,12 @@ class Views:
             "retry_after": iso(now + seconds),
         }
 
+    def base(self, environ: Environ) -> str:
+        """Return the address of the API as clients see it."""
+        return f"{self._config.api.base_url.rstrip('/')}{mounted(environ, self._config.api.prefix)}"
+
     def _urls(self, environ: Environ, ticket: Ticket) -> dict[str, str]:
-        mount = environ.get("SCRIPT_NAME", "").strip("/")
-        # One slash in front: with two a browser would take what follows for a host.
-        mount = quote(f"/{mount}" if mount else "", safe="/:@!$&'()*+,;=~", encoding="latin-1")
-        base = f"{self._config.api.base_url.rstrip('/')}{mount}{quote(self._config.api.prefix)}"
+        base = self.base(environ)
         return {
             "status_url": f"{base}/status/{ticket.id}",
             "result_url": f"{base}/result/{ticket.id}",

@@ -91,6 +91,11 @@ local function tier_and_route(field)
     return string.sub(field, 5, 4 + length), string.sub(field, 9 + length)
 end
 
+-- What is counted of a minute.
+local function minute_fields(member)
+    return {'arrivals' .. member, 'completions' .. member, 'failures' .. member, 'cancellations' .. member}
+end
+
 local function count_minute(t, now, name)
     local minute = math.floor(now / 60)
     local member = struct.pack('>d', minute) .. text(t[F.tier]) .. text(t[F.route])

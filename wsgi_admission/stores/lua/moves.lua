@@ -95,8 +95,9 @@ local function move(t, state, now, change)
             erase('requests', t[F.id])
         end
         redis.call('ZADD', K.finished, exact(now), finished_member(t))
-        if state ~= 'cancelled' then
-            count_minute(t, now, 'completions')
+        count_minute(t, now, state == 'cancelled' and 'cancellations' or 'completions')
+        if state == 'failed' then
+            count_minute(t, now, 'failures')
         end
     end
     count(t[F.tier], t[F.route], change)

@@ -13,7 +13,7 @@ for _, id in removed(redis.call('ZRANGEBYSCORE', K.gone_at, '-inf', '(' .. ARGV[
     redis.call('ZREM', K.gone_at, id)
 end
 for _, member in removed(redis.call('ZRANGEBYSCORE', K.minutes, '-inf', '(' .. ARGV[2], 'LIMIT', 0, limit)) do
-    redis.call('HDEL', K.minute_counts, 'arrivals' .. member, 'completions' .. member)
+    redis.call('HDEL', K.minute_counts, unpack(minute_fields(member)))
     redis.call('ZREM', K.minutes, member)
 end
 local workers = redis.call('HGETALL', K.workers)

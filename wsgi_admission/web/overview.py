@@ -84,6 +84,7 @@ def _running(ticket: Ticket, now: float) -> dict[str, Any]:
         "attempt": ticket.attempt,
         "age": round(max(0.0, now - (ticket.started_at or now)), 1),
         "progress": ticket.progress,
+        "progress_note": ticket.note,
         "cancelling": ticket.cancelling,
     }
 
