@@ -184,7 +184,7 @@ HOWS: dict[str, Callable[[Place, Server, set[int]], None]] = {
 }
 
 
-#: How, and with how many processes set aside for replaying; the short form leaves some ways out for threads in web workers.
+#: How, and with how many processes set aside for replaying; the short form leaves some ways out where there are none.
 CASES = [
     *(pytest.param(how, 1, id=f"{how}-own processes") for how in HOWS),
     *(pytest.param(how, 0, id=f"{how}-web workers") for how in HOWS if FULL or how in {"TERM", "HUP", "max_requests"}),
