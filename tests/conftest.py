@@ -29,8 +29,11 @@ def shared_server() -> Iterator[Callable[[str], RedisServer]]:
             server.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A browser that all tests share; each opens a page of its own with `page_of`."""
+    """A browser that the tests of a module share; each opens a page of its own with `page_of`.
+
+    While it is there its event loop runs in this thread, and no test can run another one.
+    """
     with chromium() as running:
         yield running

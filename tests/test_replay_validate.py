@@ -151,7 +151,7 @@ def make_flask() -> App:
 
     @app.post("/redirect")
     def redirect() -> werkzeug.Response:
-        return flask.redirect("done?id=1", 303)
+        return flask.redirect("/done?id=1", 303)
 
     @app.post("/stream")
     def stream() -> flask.Response:

@@ -78,8 +78,8 @@ class Api:
         self._clock = clock
         self.forecast = Forecast(store, config, slots_in_use)
         views = self._views = Views(store, config, load, self.forecast, clock=clock, uniform=uniform)
-        self._dashboard = Dashboard(store, config, load, slots_in_use=slots_in_use, clock=clock)
         self._pages = Pages(config)
+        self._dashboard = Dashboard(store, config, self._pages, load, slots_in_use=slots_in_use, clock=clock)
         rooms = Rooms(store, config, self._pages, views, load, clock=clock)
         self.readers = Readers(store.changed, server)
         self._tickets = Tickets(store, identify, self.forecast, views, rooms, self.readers, clock=clock)

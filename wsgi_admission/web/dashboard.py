@@ -20,7 +20,7 @@ from wsgi_admission.web.access import Access
 from wsgi_admission.web.answers import Answer, Environ, Sendable, json_answer, mounted, problem
 from wsgi_admission.web.board import board
 from wsgi_admission.web.overview import tables
-from wsgi_admission.web.rendering import page
+from wsgi_admission.web.pages import Pages
 
 log = logging.getLogger("wsgi_admission.operators")
 
@@ -39,6 +39,7 @@ class Dashboard:
         self,
         store: Store,
         config: Config,
+        pages: Pages,
         load: Callable[[], Load],
         *,
         slots_in_use: Callable[[], int],
@@ -46,6 +47,7 @@ class Dashboard:
     ) -> None:
         self._store = store
         self._config = config
+        self._pages = pages
         self._name = config.admission.name
         self._load = load
         self._slots_in_use = slots_in_use
@@ -80,9 +82,10 @@ class Dashboard:
         if operator is None:
             return self._sign_in_page(environ)
         data = self._board()
-        return page(
+        return self._pages.answer(
+            environ,
+            200,
             "dashboard.html",
-            base=self._base(environ),
             name=self._name,
             data=data,
             tables=tables(data),
@@ -91,7 +94,7 @@ class Dashboard:
         )
 
     def _sign_in_page(self, environ: Environ, status: int = 200, fault: str = "") -> Answer:
-        return page("sign_in.html", status=status, base=self._base(environ), name=self._name, fault=fault)
+        return self._pages.answer(environ, status, "sign_in.html", name=self._name, fault=fault)
 
     def _sign_in(self, environ: Environ) -> Answer:
         cookie = self.access.sign_in(environ, _form(environ).get("token", ""), path=self._base(environ))
