@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,11 +44,11 @@ def number(site: Site) -> int:
 def finish(site: Site, state: State, answer: bytes | None) -> None:
     """Run the first ticket."""
     store = site.middleware.process().store
-    ticket = store.claim("w", now=0, lease=30, routes=["image"])
+    ticket = store.claim("w", now=time.time(), lease=30, routes=["image"])
     assert ticket is not None
     head = '{"status": "203 Fine", "headers": [["Content-Type", "image/png"]], "method": "POST"}'
     response = None if answer is None else Recording(head, io.BytesIO(answer), len(answer))
-    store.finish(ticket.id, ticket.attempt, state, response, now=1, error="It broke.")
+    store.finish(ticket.id, ticket.attempt, state, response, now=time.time(), error="It broke.")
 
 
 def test_the_same_key_is_the_same_ticket(site: Site) -> None:
@@ -119,18 +120,23 @@ def test_a_repeat_is_known_while_the_server_is_idle() -> None:
     site.middleware.close()
 
 
+def at_the_same_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let four requests put their ticket at once."""
+    store = site.middleware.process().store
+    put, meet = store.put, threading.Barrier(4)
+
+    def late(*of: Any, **how: Any) -> Any:
+        meet.wait(30)
+        return put(*of, **how)
+
+    monkeypatch.setattr(store, "put", late)
+
+
 def test_a_key_makes_one_run_while_the_server_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches: requests that run at once, side by side, because none of them has a ticket."""
     site = Site(slots=4, replays=True)
-    process = site.middleware.process()
-    recall, meet, found = process.store.recall, threading.Barrier(4), []
-
-    def late(*of: Any) -> Any:
-        ticket = recall(*of)
-        meet.wait(30)
-        return ticket
-
-    monkeypatch.setattr(process.store, "recall", late)  # all four know nothing of each other
+    found = []
+    at_the_same_time(site, monkeypatch)
     threads = [threading.Thread(target=lambda: found.append(send(site, **THREADS))) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -170,16 +176,9 @@ def test_a_store_that_cannot_be_opened_means_503_and_no_run(site: Site, monkeypa
 
 
 def test_parallel_repeats_make_one_ticket(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches: two that look for the key before either has put."""
-    store = site.middleware.process().store
-    recall, meet, found = store.recall, threading.Barrier(4), []
-
-    def late(*of: Any) -> Any:
-        ticket = recall(*of)
-        meet.wait(30)
-        return ticket
-
-    monkeypatch.setattr(store, "recall", late)  # all four know nothing of each other
+    """Catches: a key that is looked for before it is put."""
+    found: list[str] = []
+    at_the_same_time(site, monkeypatch)
     threads = [threading.Thread(target=lambda: found.append(send(site).json()["request_id"])) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -190,14 +189,13 @@ def test_parallel_repeats_make_one_ticket(site: Site, monkeypatch: pytest.Monkey
     assert number(site) == 1
 
 
-@pytest.mark.parametrize("step", ["recall", "put"])
-def test_a_store_that_cannot_tell_means_503_and_no_run(site: Site, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+def test_a_store_that_cannot_tell_means_503_and_no_run(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches: a request that runs although it may be in the line already."""
 
     def dead(*_args: Any, **_keys: Any) -> Any:
         raise StoreUnavailable("The disk is gone.")
 
-    monkeypatch.setattr(site.middleware.process().store, step, dead)
+    monkeypatch.setattr(site.middleware.process().store, "put", dead)
     refused = send(site)
     assert refused.status == "503 Service Unavailable"
     assert refused.header("Retry-After")

@@ -200,15 +200,10 @@ def test_a_key_is_one_ticket(store: Store) -> None:
 def test_a_key_with_another_request_is_refused(store: Store) -> None:
     """Catches: the answer to one request given to another; the id of somebody's ticket in a message."""
     first = put_with(store, "k", "one")
-    calls: tuple[Callable[[], object], ...] = (
-        lambda: put_with(store, "k", "two"),
-        lambda: store.recall("image", "ann", "k", "two"),
-    )
-    for again in calls:
-        with pytest.raises(KeyReused) as reused:
-            again()
-        assert reused.value.ticket_id == first.id
-        assert first.id not in str(reused.value)
+    with pytest.raises(KeyReused) as reused:
+        put_with(store, "k", "two")
+    assert reused.value.ticket_id == first.id
+    assert first.id not in str(reused.value)
     assert store.counts()["donor", "image"].accepted == 1
     assert put_with(store, "k", "one") == first
 
@@ -224,16 +219,6 @@ def test_a_key_belongs_to_a_route_and_a_client(store: Store) -> None:
 def test_without_a_key_every_request_is_its_own(store: Store) -> None:
     """Catches: an empty key that is one like any other."""
     assert put_with(store, "", "").id != put_with(store, "", "").id
-    assert store.recall("image", "ann", "", "") is None
-
-
-def test_a_key_is_recalled_without_putting(store: Store) -> None:
-    """Catches: a look-up that makes a key, or tells an old state."""
-    assert store.recall("image", "ann", "k", "d") is None
-    first = put_with(store, "k")
-    assert store.recall("image", "ann", "k", "d") == first
-    assert store.recall("video", "ann", "k", "d") is store.recall("image", "bob", "k", "d") is None
-    assert claim(store) == store.recall("image", "ann", "k", "d")
 
 
 def test_a_key_lives_as_long_as_its_ticket(store: Store) -> None:
@@ -243,7 +228,6 @@ def test_a_key_lives_as_long_as_its_ticket(store: Store) -> None:
     store.prune(before=5, now=6)
     assert put_with(store, "k").id == first.id
     store.prune(before=6, now=7)
-    assert store.recall("image", "ann", "k", "d") is None
     assert put_with(store, "k", "other").id != first.id
 
 
@@ -252,7 +236,7 @@ def test_an_id_that_is_taken_takes_no_key(store: Store) -> None:
     taken = put(store)
     with pytest.raises(StoreError, match=taken.id):
         store.put(ticket_with_id(taken.id), recording(), now=1, key="k", digest="d")
-    assert store.recall("image", "ann", "k", "d") is None
+    assert put_with(store, "k").id != taken.id
 
 
 def test_parallel_puts_with_one_key_make_one_ticket(store: Store) -> None:

@@ -219,16 +219,12 @@ class AdmissionMiddleware:
             close(body)
             answer = retry_later("The server cannot keep the request just now.", self._load(None))
             return self._refuse(environ, start_response, answer)
-        who = self._identify(environ)
         try:
             key = key_of(environ, body)
-            known = process.store.recall(route.name, who.client, *key)
-        except AdmissionError as error:
+        except RequestRefused as error:
             close(body)
-            return self._refuse(environ, start_response, self._refusal(process, error, "recall"))
-        if known is not None:
-            close(body)
-            return process.api.admitted(known, environ, start_response)
+            return self._refuse(environ, start_response, self._refusal(process, error, "key"))
+        who = self._identify(environ)
         idle = _verdict(self._mode, process, who, route) is _RUN and not prefers_queue(environ, body)
         return self._queue(process, route, who, body, key, environ, start_response, patience=HOLD if idle else 0.0)
 

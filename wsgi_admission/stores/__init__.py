@@ -43,10 +43,6 @@ class Store(abc.ABC):
         """
 
     @abc.abstractmethod
-    def recall(self, route: str, client: str, key: str, digest: str) -> Ticket | None:
-        """Return the ticket that was put with this key, as it is now, or None.  Raises `KeyReused` as `put` does."""
-
-    @abc.abstractmethod
     def claim(self, worker: str, *, now: float, lease: float, routes: Collection[str]) -> Ticket | None:
         """Lease the first ticket of the line whose route is in ``routes`` to ``worker``, or return None.
 

@@ -57,19 +57,17 @@ class MemoryStore(Store):
         """Rank the ticket and add it to its route's line, unless its key is known."""
         recorded = (request.head, request.body.read())
         with self._lock:
-            known = self._recall(ticket.route, ticket.client, key, digest)
-            if known is not None:
-                return known
+            whole = (ticket.route, ticket.client, key)
+            if whole in self._keys:
+                known, its_digest = self._keys[whole]
+                if its_digest != digest:
+                    raise KeyReused(known)
+                return self._entries[known].ticket
             entry = self._add(ticket, recorded, now)
             if key:
-                entry.key = (ticket.route, ticket.client, key)
-                self._keys[entry.key] = (ticket.id, digest)
+                entry.key = whole
+                self._keys[whole] = (ticket.id, digest)
             return entry.ticket
-
-    def recall(self, route: str, client: str, key: str, digest: str) -> Ticket | None:
-        """Look the key up."""
-        with self._lock:
-            return self._recall(route, client, key, digest)
 
     def claim(self, worker: str, *, now: float, lease: float, routes: Collection[str]) -> Ticket | None:
         """Take the best of the first tickets of the routes."""
@@ -287,14 +285,6 @@ class MemoryStore(Store):
         self._entries[ticket.id] = entry
         self._move(entry, None, now)
         return entry
-
-    def _recall(self, route: str, client: str, key: str, digest: str) -> Ticket | None:
-        if (route, client, key) not in self._keys:
-            return None
-        ticket_id, known = self._keys[route, client, key]
-        if known != digest:
-            raise KeyReused(ticket_id)
-        return self._entries[ticket_id].ticket
 
     def _entry(self, ticket_id: str) -> _Entry:
         entry = self._entries.get(ticket_id)

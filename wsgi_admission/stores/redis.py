@@ -91,11 +91,6 @@ class RedisStore(Store):
             self._chunks.remove(body)
         return self._added(ticket, answer) or ticket_of(told(answer, ticket.id)[0])
 
-    def recall(self, route: str, client: str, key: str, digest: str) -> Ticket | None:
-        """Look the key up."""
-        answer = self._run("recall", route, client, key, digest)
-        return None if answer is None else ticket_of(told(answer, "")[0])
-
     def claim(self, worker: str, *, now: float, lease: float, routes: Collection[str]) -> Ticket | None:
         """Look up the first ticket of each route, and take the best of them."""
         mark = uuid.uuid4().hex

@@ -46,7 +46,6 @@ _STILL = {
     "get",
     "listing",
     "pause",
-    "recall",
     "recording",
     "version",
     "counts",

@@ -70,7 +70,7 @@ class SQLiteStore(Store):
 
     def put(self, ticket: Ticket, request: Recording, *, now: float, key: str = "", digest: str = "") -> Ticket:
         """Rank the ticket and insert it with its request, unless its key is known."""
-        asked = self._key(ticket.route, ticket.client, key, digest)
+        asked = {"line": self._line, "route": ticket.route, "client": ticket.client, "key": key, "digest": digest}
         with self._bodies.stored(request) as stored, self._connections.writing() as connection:
             known = rows.recalled(connection.execute(SQL["recall"], asked).fetchall(), digest) if key else None
             if known is None:
@@ -81,10 +81,6 @@ class SQLiteStore(Store):
                 return known
         self._bodies.remove([stored.file] if stored.file is not None else [])
         return known
-
-    def recall(self, route: str, client: str, key: str, digest: str) -> Ticket | None:
-        """Read the row of the key's ticket."""
-        return rows.recalled(self._connections.query(SQL["recall"], self._key(route, client, key, digest)), digest)
 
     def claim(self, worker: str, *, now: float, lease: float, routes: Collection[str]) -> Ticket | None:
         """Look up the first ticket of each route, and take the best of them."""
@@ -330,9 +326,6 @@ class SQLiteStore(Store):
 
     def _named(self, ticket_id: str) -> dict[str, str]:
         return {"line": self._line, "id": ticket_id}
-
-    def _key(self, route: str, client: str, key: str, digest: str) -> dict[str, str]:
-        return {"line": self._line, "route": route, "client": client, "key": key, "digest": digest}
 
     def _recording(self, kind: str, ticket_id: str) -> Recording | None:
         try:

@@ -41,18 +41,6 @@ local function key_field(route, client, key)
     return text(route) .. text(client) .. key
 end
 
--- What to answer about a key that is known: its ticket, or its id if the digest is another; else false.
-local function recall(route, client, key, digest)
-    local id = redis.call('HGET', K.keys, key_field(route, client, key))
-    if not id then
-        return false
-    end
-    if load(id)[F.digest] ~= digest then
-        return {'reused', id}
-    end
-    return {'known', redis.call('HGET', K.tickets, id)}
-end
-
 -- What to answer about a ticket that is not there.
 local function missing(id)
     local owner = redis.call('HGET', K.gone, id)

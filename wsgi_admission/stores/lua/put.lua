@@ -3,9 +3,9 @@
 local now, t = tonumber(ARGV[1]), cjson.decode(ARGV[4])
 local id = t[F.id]
 if t[F.key] ~= '' then
-    local known = recall(t[F.route], t[F.client], t[F.key], t[F.digest])
+    local known = redis.call('HGET', K.keys, key_field(t[F.route], t[F.client], t[F.key]))
     if known then
-        return known
+        return load(known)[F.digest] == t[F.digest] and {'known', redis.call('HGET', K.tickets, known)} or {'reused', known}
     end
 end
 if redis.call('HEXISTS', K.tickets, id) == 1 then
