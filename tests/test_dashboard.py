@@ -160,6 +160,14 @@ def test_the_cookie_has_the_path_that_it_is_meant_for(desk: Desk) -> None:
     assert "Path=/%3BDomain=x.example/api/queue" in (answer.header("Set-Cookie") or "").split("; ")
 
 
+def test_the_pages_are_in_english_and_say_so(desk: Desk) -> None:
+    """Catches: a header of the reader's language over a text that is in another."""
+    for keys in ({}, signed_in(desk)):
+        page = call(desk.api, PATH, **{**keys, "HTTP_ACCEPT_LANGUAGE": "de"})
+        assert page.status == "200 OK"
+        assert page.header("Content-Language") == "en"
+
+
 def test_only_a_post_changes_something(desk: Desk) -> None:
     """Catches: a link that pauses the line."""
     for path in ("pause", "resume", "cancel", "sign-out"):

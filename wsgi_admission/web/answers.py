@@ -62,7 +62,7 @@ def shared_headers(own: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
         *own,
         ("Vary", "Cookie, Authorization, Accept"),
         ("X-Content-Type-Options", "nosniff"),
-        ("Access-Control-Expose-Headers", "Location, Retry-After, Admission-Status"),
+        ("Access-Control-Expose-Headers", "Location, Retry-After, Admission-Status, Preference-Applied"),
     ]
     if all(name != "Cache-Control" for name, _ in headers):
         # It is about one client at one moment.

@@ -12,6 +12,7 @@ from urllib.parse import parse_qs
 from wsgi_admission import operators
 from wsgi_admission.config import Config
 from wsgi_admission.errors import AdmissionError, FinalTicket, GoneTicket, UnknownTicket
+from wsgi_admission.languages import ENGLISH
 from wsgi_admission.load import Load
 from wsgi_admission.logs import event
 from wsgi_admission.receiving import receive
@@ -86,6 +87,7 @@ class Dashboard:
             environ,
             200,
             "dashboard.html",
+            language=ENGLISH,
             name=self._name,
             data=data,
             tables=tables(data),
@@ -94,7 +96,7 @@ class Dashboard:
         )
 
     def _sign_in_page(self, environ: Environ, status: int = 200, fault: str = "") -> Answer:
-        return self._pages.answer(environ, status, "sign_in.html", name=self._name, fault=fault)
+        return self._pages.answer(environ, status, "sign_in.html", language=ENGLISH, name=self._name, fault=fault)
 
     def _sign_in(self, environ: Environ) -> Answer:
         cookie = self.access.sign_in(environ, _form(environ).get("token", ""), path=self._base(environ))

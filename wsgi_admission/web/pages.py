@@ -70,15 +70,24 @@ class Pages:
         """Return the language that the client reads."""
         return preferred(environ.get("HTTP_ACCEPT_LANGUAGE", ""), self._languages)
 
-    def answer(self, environ: Environ, status: int, template: str, *headers: tuple[str, str], **values: Any) -> Answer:
+    def answer(
+        self,
+        environ: Environ,
+        status: int,
+        template: str,
+        *headers: tuple[str, str],
+        language: Language | None = None,
+        **values: Any,
+    ) -> Answer:
         """Return a page.
 
         :param template: one of ours, for instance ``problem.html``.
         :param headers: beside those that every page has.
+        :param language: of the page; the reader's if it is not said.
         :param values: what the template shows.
         """
         nonce = secrets.token_urlsafe(16)
-        language = self.language(environ)
+        language = language or self.language(environ)
         text = self._render(
             template,
             {

@@ -109,7 +109,13 @@ class Rooms:
         if not ticket.state.final:
             headers = [*headers, ("Refresh", f"{dict(headers).get('Retry-After', '5')}; url={urls['status_url']}")]
         return self._pages.answer(
-            environ, code, "waiting.html", *headers, **urls, **self._facts(ticket, data, t), live=self._live(t)
+            environ,
+            code,
+            "waiting.html",
+            *headers,
+            language=t,
+            **{**urls, **self._facts(ticket, data, t)},
+            live=self._live(t),
         )
 
     def _facts(self, ticket: Ticket, data: dict[str, Any], t: Language) -> dict[str, Any]:
