@@ -475,7 +475,7 @@ class Walk:
         """Cancel what has waited for long."""
         route, before = self.chance.choice(ROUTES), self.now - self.chance.choice((0.0, 20.0, 200.0))
         line = [kept for kept in self.model.line() if kept.ticket.route == route]
-        overdue = [kept for kept in line if kept.ticket.created_at < before]
+        overdue = [kept for kept in line if kept.ticket.created_at < before and not kept.ticket.attempt]
         assert self.store.expire(route, before=before, now=self.now, reason="Too late.") == len(overdue)
         for kept in overdue:
             self.model.cancel(kept, self.now, "Too late.")

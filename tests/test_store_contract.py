@@ -898,13 +898,13 @@ def test_a_final_ticket_cannot_be_cancelled(store: Store) -> None:
 
 
 def test_what_has_waited_too_long_is_cancelled_with_the_reason(store: Store) -> None:
-    """Catches: a deadline that cancels what runs, what is younger, or what another route has; one off by one."""
-    runs, late, again = (put(store, client, created_at=1) for client in "abc")
+    """Catches: a deadline that cancels what runs or has run, what is younger, or another route's; one off by one."""
+    runs, back = (put(store, client, created_at=1) for client in "ab")
+    claimed = {run.id: run for run in (claim(store, routes=("image",)) for _ in range(2))}
+    late, again = (put(store, client, created_at=1) for client in "ab")
     fresh = put(store, "d", created_at=10)
     other = put(store, route="video", created_at=1)
-    claimed = {run.id: run for run in (claim(store, routes=("image",)) for _ in range(3))}
-    for back in (late, again):
-        store.release(back.id, 1, now=11)
+    store.release(back.id, 1, now=11)
     assert store.expire("image", before=10, now=12, reason="Nobody came in time.") == 2
     for gone in (late, again):
         ended = store.get(gone.id)
@@ -912,13 +912,13 @@ def test_what_has_waited_too_long_is_cancelled_with_the_reason(store: Store) -> 
         with pytest.raises(UnknownTicket):
             store.request(gone.id)
     assert store.get(runs.id) == claimed[runs.id]
-    assert [store.get(one.id).state for one in (fresh, other)] == [State.QUEUED] * 2
+    assert [store.get(one.id).state for one in (back, fresh, other)] == [State.QUEUED] * 3
     assert store.counts()["donor", "image"].cancelled == 2
     changed = store.changed()
     assert store.expire("image", before=10, now=13, reason="Again.") == 0
     assert store.expire("nowhere", before=1e9, now=13, reason="Again.") == 0
     assert store.changed() == changed
-    assert claim_all(store) == [fresh.id, other.id]
+    assert claim_all(store) == [back.id, fresh.id, other.id]
 
 
 def test_what_expires_unclaimed_does_not_count_against_its_client(store: Store) -> None:

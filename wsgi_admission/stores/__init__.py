@@ -138,10 +138,10 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def expire(self, route: str, *, before: float, now: float, reason: str) -> int:
-        """Cancel every queued ticket of the route that was created before ``before``; return how many.
+        """Cancel every ticket of the route that was created before ``before`` and never claimed; return how many.
 
-        Each is cancelled as by `cancel`, with the reason as its ``error``; those in processing are left alone.  As in
-        `prune` not all of them need to go in one step.
+        Each is cancelled as by `cancel`, with the reason as its ``error``; what is in processing, or was and came back
+        to the line, is left alone.  As in `prune` not all of them need to go in one step.
         """
 
     @abc.abstractmethod

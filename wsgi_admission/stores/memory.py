@@ -173,7 +173,7 @@ class MemoryStore(Store):
         """Go through the route's line."""
         with self._lock:
             queued = [self._entries[ticket_id] for ticket_id in self._order.of(route)]
-            overdue = [entry for entry in queued if entry.ticket.created_at < before]
+            overdue = [entry for entry in queued if entry.ticket.created_at < before and not entry.ticket.attempt]
             for entry in overdue:
                 waiting, entry.ticket = entry.ticket, moves.cancelled(entry.ticket, now=now, reason=reason)
                 self._move(entry, waiting, now)

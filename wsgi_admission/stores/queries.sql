@@ -99,11 +99,12 @@ WHERE line = :line AND state = 'processing' AND (lease_until <= :clock OR lease_
 SELECT {ticket} FROM tickets WHERE line = :line AND state = 'processing' AND worker = :id ORDER BY number;
 
 -- name: is_overdue
-SELECT 1 FROM tickets WHERE line = :line AND route = :route AND state = 'queued' AND created_at < :before LIMIT 1;
+SELECT 1 FROM tickets
+WHERE line = :line AND route = :route AND state = 'queued' AND created_at < :before AND attempt = 0 LIMIT 1;
 
 -- name: overdue
-SELECT {ticket} FROM tickets WHERE line = :line AND route = :route AND state = 'queued' AND created_at < :before
-LIMIT :batch;
+SELECT {ticket} FROM tickets
+WHERE line = :line AND route = :route AND state = 'queued' AND created_at < :before AND attempt = 0 LIMIT :batch;
 
 -- name: ahead
 -- The better tiers are known as sums; only the ticket's own tier is counted.

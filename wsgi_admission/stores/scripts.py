@@ -19,7 +19,7 @@ KEYS = (
     "tickets",  # hash: id -> its fields
     "line",  # sorted set: the queued tickets by route, tier, start and number
     "own",  # sorted set: the queued tickets by client, start and number
-    "created",  # sorted set: the queued tickets by route and created_at
+    "created",  # sorted set: the queued tickets that were never claimed, by route and created_at
     "leases",  # sorted set: id of what runs, by the end of its lease in the server's time
     "finished",  # sorted set: number and id of what is final, by completed_at
     "requests",  # hash: id -> recording

@@ -14,7 +14,7 @@ local function own_member(t)
     return client_of(t) .. struct.pack('>ddd', t[F.start], t[F.number], t[F.start] + t[F.cost])
 end
 
--- Its place among those of its route, by when it was created.
+-- Its place among those of its route that were never claimed, by when it was created.
 local function created_member(t)
     return text(t[F.route]) .. struct.pack('>d', t[F.created_at]) .. t[F.id]
 end
@@ -88,7 +88,9 @@ local function move(t, state, now, change)
     if state == 'queued' then
         redis.call('ZADD', K.line, 0, line_member(t))
         redis.call('ZADD', K.own, 0, own_member(t))
-        redis.call('ZADD', K.created, 0, created_member(t))
+        if t[F.attempt] == '0' then
+            redis.call('ZADD', K.created, 0, created_member(t))
+        end
     elseif FINAL[state] then
         t[F.completed_at] = exact(now)
         if t[F.retryable] ~= '1' then
