@@ -6,6 +6,7 @@ the Makefile runs.  ``make demo`` is played by the command that the Makefile run
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -27,7 +28,7 @@ from werkzeug.serving import make_server
 from tests.docs_pages import PAGES, Block, blocks, literals, tree, write_files
 from tests.docs_terminal import SHOWN_URL, Terminal, assert_like, compare_shape, read_json
 from tests.store_model import recording, ticket
-from tests.support import ROOT, Reply, ask, free_port, server, stop, until
+from tests.support import ROOT, Reply, ask, free_port, gunicorn, ini, server, stop, until
 from tests.wsgi import call, environ
 from wsgi_admission import AdmissionMiddleware, load_config
 from wsgi_admission.config import SECTIONS
@@ -195,6 +196,7 @@ def kind(block: Block) -> str:
         "serve(": "script",
         "run_simple(": "script",
         "def tier_of": "resolver",
+        "logconfig_dict": "logging",
     }
     return next((kind for mark, kind in marks.items() if mark in block.text), "app")
 
@@ -508,6 +510,17 @@ def test_the_commands_of_the_operating_page(desk: Path) -> None:
     terminal = Terminal(desk)
     for block in blocks("console", pages=(OPERATING,)):
         terminal.run(block.text)
+
+
+def test_every_line_of_gunicorns_log_is_an_object(tmp_path: Path) -> None:
+    """Catches: a reader of JSON that stops at a line of gunicorn, of an app or of the queue itself."""
+    (block,) = (block for block in blocks("python") if kind(block) == "logging")
+    text = "[admission]\nmode = queue_all\nmax_concurrent = 1\n[route:raise]\npath = /raise\n[log]\nformat = json\n"
+    with gunicorn(tmp_path, ini(tmp_path, text), settings=block.text) as site:
+        failed = site.final(site.ask("/raise", "POST", b""))
+        assert failed["status"] == "failed"
+    events = [json.loads(line)["event"] for line in site.text().splitlines()]
+    assert {"log", "ticket.queued", "ticket.failed"} <= set(events)
 
 
 def test_every_gunicorn_configuration_is_started() -> None:

@@ -51,14 +51,18 @@ def event(logger: logging.Logger, name: str, *, level: int = logging.INFO, **fie
 
 
 class Formatter(logging.Formatter):
-    """Formats all records as ``[log] format`` says: what is no event becomes one, named ``log``, in JSON too."""
+    """Formats all records, also those of others: what is no event becomes one, named ``log``, in JSON.
 
-    def __init__(self) -> None:
+    :param use: one of the `FORMATS`; ``[log] format`` of this process if it is not said.
+    """
+
+    def __init__(self, *, use: str = "") -> None:
         super().__init__("%(asctime)s [%(process)d] [%(levelname)s] %(message)s")
+        self._format = use
 
     def format(self, record: logging.LogRecord) -> str:
         """Return one line, and in text the traceback after it."""
-        if _format != "json":
+        if (self._format or _format) != "json":
             return super().format(record)
         message = record.getMessage()
         if message.startswith('{"time": ') and not record.exc_info:
