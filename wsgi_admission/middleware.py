@@ -23,7 +23,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 
-from wsgi_admission.arrivals import close, closing, prefers_queue, received, refusal
+from wsgi_admission.arrivals import close, closing, holds, prefers_queue, received, refusal
 from wsgi_admission.config import Config, Route, load_config
 from wsgi_admission.errors import (
     AdmissionError,
@@ -225,7 +225,7 @@ class AdmissionMiddleware:
             close(body)
             return self._refuse(environ, start_response, self._refusal(process, error, "key"))
         who = self._identify(environ)
-        idle = _verdict(self._mode, process, who, route) is _RUN and not prefers_queue(environ, body)
+        idle = holds(environ) and _verdict(self._mode, process, who, route) is _RUN
         return self._queue(process, route, who, body, key, environ, start_response, patience=HOLD if idle else 0.0)
 
     def _shadow(
