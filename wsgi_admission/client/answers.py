@@ -140,7 +140,8 @@ def same_origin(asked: str, given: str) -> str:
     except ValueError as error:
         raise ForeignAddress(f"{origin} sends its client to wait at {given!r}, which is no address.", given) from error
     if not same:
-        raise ForeignAddress(f"{origin} sends its client to wait at {given!r}, which is refused.", given)
+        hint = "If that is the name of the site ([api] base_url), call it by that."
+        raise ForeignAddress(f"{origin} sends its client to wait at {given!r}, which is refused. {hint}", given)
     # Put together anew: another parser has nothing left to read differently.
     query = f"?{target.query}" if target.query else ""
     return f"{origin}{target.path or '/'}{query}"
