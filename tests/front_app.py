@@ -63,6 +63,18 @@ def app(environ: dict[str, Any], start_response: StartResponse) -> Iterable[byte
     return _answer(start_response, "201 Created", "application/json", json.dumps(seen).encode(), said)
 
 
+def shared_app(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+    """Answer as `app` does, also to the pages of other origins: the app does its CORS itself."""
+    origin = environ.get("HTTP_ORIGIN", "")
+    allow = [("Access-Control-Allow-Origin", origin), ("Access-Control-Allow-Headers", "content-type, x-say")]
+    if origin:
+        allow.append(("Access-Control-Expose-Headers", "X-Said"))
+    if environ["REQUEST_METHOD"] == "OPTIONS":
+        start_response("204 No Content", allow)
+        return []
+    return app(environ, lambda status, headers: start_response(status, [*headers, *allow]))
+
+
 def _gated(environ: dict[str, Any]) -> None:
     query = environ.get("QUERY_STRING", "")
     _note(f"start {query}")

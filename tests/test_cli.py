@@ -130,6 +130,7 @@ prefix = /api/queue                      ; default
 base_url =                               ; default
 admin_token = ********
 metrics = public                         ; default
+allow_origins =                          ; default
 
 [pages]
 name =                                   ; default

@@ -25,7 +25,7 @@ import pytest
 import requests
 from requests.adapters import HTTPAdapter
 from rich.console import Console
-from urllib3 import HTTPResponse
+from urllib3 import HTTPResponse, Timeout
 from urllib3.exceptions import MaxRetryError, NewConnectionError
 
 from tests.support import ROOT, Server, gunicorn, ini, until
@@ -219,6 +219,54 @@ def test_one_key_for_each_request_and_its_retries(via: Via) -> None:
     assert site.pauses == [1.0, 9.0]
 
 
+@pytest.mark.parametrize(
+    ("timeout", "prefer"),
+    [
+        (5, "wait=2"),
+        (0.5, "wait=0"),
+        (19.9, "wait=9"),
+        (20, None),
+        (None, None),
+        ((20, 5), "wait=2"),
+        ((5, None), None),
+    ],
+)
+def test_a_site_may_hold_a_request_for_half_the_read_timeout(via: Via, timeout: Any, prefer: str | None) -> None:
+    """Catches: a request that an idle site holds until its client has given up, and does not know its ticket."""
+    if isinstance(timeout, tuple) and via is not by_requests:
+        timeout = httpx.Timeout(timeout[0], read=timeout[1])
+    site = Played([pending(), status("completed"), DONE, DONE])
+    via(site, "POST", timeout=timeout)
+    assert [headers.get("Prefer") for _, _, headers, _ in site.asked] == [prefer, None, None]
+    via(site, "GET", timeout=timeout)
+    assert "Prefer" not in site.asked[-1][2]  # only what has a key is held without being asked
+
+
+def test_a_timeout_of_urllib3_is_understood() -> None:
+    """Catches: an adapter that stumbles over what requests takes too, or misses the limit of all."""
+    for timeout in (Timeout(5), Timeout(read=5), Timeout(5, read=9)):
+        site = Played([DONE])
+        by_requests(site, "POST", timeout=timeout)
+        assert site.asked[0][2]["Prefer"] == "wait=2"
+
+
+@pytest.mark.parametrize(
+    ("mine", "prefer"),
+    [
+        ("wait=60", "wait=60"),
+        ("return=minimal, Wait = 7", "return=minimal, Wait = 7"),
+        ("respond-async", "respond-async"),
+        ("return=minimal", "return=minimal, wait=2"),
+        ("x=awaits", "x=awaits, wait=2"),
+    ],
+)
+def test_what_the_caller_prefers_stays(via: Via, mine: str, prefer: str) -> None:
+    """Catches: a preference of the caller that is replaced or doubled; one that keeps ours away for no reason."""
+    site = Played([DONE])
+    via(site, "PUT", timeout=5, headers={"prefer": mine, "Idempotency-Key": "mine"})
+    assert site.asked[0][2].get_list("Prefer") == [prefer]
+
+
 def test_the_body_is_sent_again_whole(via: Via, tmp_path: Path) -> None:
     """Catches: a file that is at its end when the request is sent again."""
     (tmp_path / "x").write_bytes(b"a whole body")
@@ -369,7 +417,7 @@ def test_credentials_go_to_the_same_origin_only(via: Via) -> None:
 )  # fmt: skip
 def test_addresses_of_another_origin_are_refused(given: str) -> None:
     """Catches: a way to write another host that passes for the same one."""
-    with pytest.raises(ForeignAddress):
+    with pytest.raises(ForeignAddress, match=r"is refused\. If that is|is no address"):
         same_origin(URL, given)
 
 
@@ -524,6 +572,26 @@ def test_a_killed_worker_is_survived(gated: Server) -> None:
     gated.open_gate()
     thread.join(60)
     assert answers == [b"gated a"]
+
+
+@pytest.mark.parametrize("library", ["requests", "httpx"])
+def test_an_idle_site_is_waited_for_beyond_the_read_timeout(tmp_path: Path, library: str) -> None:
+    """Catches: an idle site that holds the request until the read timeout, where a busy one is waited for."""
+    text = QUEUE_ALL.replace("queue_all", "auto") + "[load]\nthreshold = 100%\n"
+    with gunicorn(tmp_path, ini(tmp_path, text)) as site:
+
+        def went_in(_: Update) -> None:
+            site.open_gate()
+
+        if library == "requests":
+            with requests.Session() as session:
+                session.mount("http://", AdmissionAdapter(max_wait=60, on_update=went_in))
+                assert session.post(f"{site.url}/gated?a", timeout=1.9).content == b"gated a"
+        else:
+            transport = AdmissionTransport(max_wait=60, on_update=went_in)
+            with httpx.Client(transport=transport, timeout=1.9) as client:
+                assert client.post(f"{site.url}/gated?a").content == b"gated a"
+        assert len(site.starts()) == 1
 
 
 def test_an_interrupted_program_leaves_no_ticket(gated: Server) -> None:

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Page
 
 from tests.browsers import page_of
 from tests.docs_pages import blocks
-from tests.support import ROOT, Server, gunicorn, ini, until
+from tests.support import ROOT, Server, free_port, gunicorn, ini, until
 from tests.test_api import Desk
 from tests.wsgi import call
 
@@ -341,6 +341,37 @@ def test_a_gateways_error_is_not_taken_for_the_result(browser: Browser, site: Se
         page.route("**/api/queue/result/*", once)
         assert page.evaluate("fetch('/call/json', {method: 'POST'}).then((answer) => answer.status)") == 201
         assert len(answers) == 3
+
+
+def test_a_page_of_another_origin_is_served_as_one_of_the_same(browser: Browser, tmp_path: Path) -> None:
+    """Catches: a line that breaks the calls of pages for which the app has allowed them."""
+    port = free_port()
+    page_at, call_at = f"http://localhost:{port}", f"http://127.0.0.1:{port}"
+    text = f"{CONFIG.format(mode='queue_all')}[api]\nallow_origins = {page_at}\n"
+    running = gunicorn(tmp_path, ini(tmp_path, text), app="tests.front_app:shared_app", port=port)
+    with running as site, page_of(browser, bypass_csp=True) as page:
+        page.goto(f"{page_at}/page")
+        page.evaluate(TOOLS)
+        listened: list[str] = []
+        page.on("request", lambda asked: listened.append(asked.url) if "/events/" in asked.url else None)
+        how = {"method": "POST", "body": "{}", "headers": {"Content-Type": "application/json", "X-Say": "hi"}}
+        told = page.evaluate(
+            """([url, how]) => fetch(url, how).then(
+              async (answer) => [answer.status, answer.url, answer.headers.get("X-Said"), await answer.json()])""",
+            [f"{call_at}/call/json?far", how],
+        )
+        assert told[:3] == [201, f"{call_at}/call/json?far", "hi"]
+        assert (told[3]["query"], told[3]["body"]) == ("far", "{}")
+        assert page.evaluate(f"sent({{}}, '{call_at}/call/json').then(([xhr]) => xhr.status)") == 201
+        assert listened
+        assert page.evaluate("seen[0][1].position") == 1
+
+        page.evaluate(f"begin(fetch('{call_at}/call/gated', {{method: 'POST', headers: {{'X-Say': 'stop'}}}}))")
+        until(site.starts, "the run")
+        page.evaluate("WSGIAdmission.tickets()[0].cancel()")
+        assert ended(page) == "AbortError"
+        site.open_gate()
+        until(lambda: statuses(site, page)[-1] == "cancelled", "the cancelled ticket")
 
 
 # ---------------------------------------------------------------- XMLHttpRequest

@@ -83,7 +83,7 @@ def test_a_file_with_one_route_has_the_documented_defaults(load: Load) -> None:
             Tier(name="anonymous", priority="low", hint=""),
         ),
     )
-    assert config.api == Api(prefix="/api/queue", base_url="", admin_token="", metrics="public")
+    assert config.api == Api(prefix="/api/queue", base_url="", admin_token="", metrics="public", allow_origins=())
     assert config.routes == (
         Route(
             name="x",
@@ -134,6 +134,8 @@ prefix = /line
 base_url = https://example.org:8443
 admin_token = 0123456789%(abc)s
 metrics = token
+allow_origins = https://WWW.example.org, http://localhost:3000
+    capacitor://localhost
 [route:video]
 path = /video
     # a comment between the paths
@@ -169,7 +171,13 @@ crash_retries = 3
             ),
             order=(Tier(name="gold", priority="high", hint="You're #1; thank you"), Tier(name="rest", priority="low")),
         ),
-        api=Api(prefix="/line", base_url="https://example.org:8443", admin_token=TOKEN, metrics="token"),
+        api=Api(
+            prefix="/line",
+            base_url="https://example.org:8443",
+            admin_token=TOKEN,
+            metrics="token",
+            allow_origins=("https://www.example.org", "http://localhost:3000", "capacitor://localhost"),
+        ),
         routes=(
             Route(
                 name="video",
@@ -456,7 +464,7 @@ def test_a_file_that_is_no_ini_file(load: Load, text: str, expected: list[str]) 
             "Expected one of [admission], [load], [store], [tiers], [api], [pages], [log], [tier:NAME], [route:NAME]."),
         ),
         (ROUTE + "[api]\nzzz = 1\n", ("a.ini [api]: unknown option 'zzz'. "
-            "Expected one of prefix, base_url, admin_token, metrics.")),
+            "Expected one of prefix, base_url, admin_token, metrics, allow_origins.")),
         ("[route]\npath = /x\n", "a.ini [route]: has no name. Expected: [route:NAME]."),
         (ROUTE + "[tier:]\n", "a.ini [tier:]: has no name. Expected: [tier:NAME]."),
         ("[route: x]\npath = /x\n", "a.ini [route: x]: the name must be printable, without spaces at its ends."),
@@ -526,6 +534,26 @@ def test_a_problem_of_a_section(load: Load, text: str, expected: str) -> None:
             "is not the beginning of a URL up to its host, without a slash at its end",
         ),
         ("api", "metrics = token", "needs an admin_token"),
+        (
+            "api",
+            "allow_origins = www.example.org",
+            "is no origin: a scheme, :// and a host in lower case, without a slash at its end",
+        ),
+        (
+            "api",
+            "allow_origins = https://*.example.org, https://example.org/, http://ok",
+            (
+                "'https://*.example.org': is no origin: a scheme, :// and a host in lower case, without a slash at its "
+                "end; 'https://example.org/': is no origin: a scheme, :// and a host in lower case, without a slash at "
+                "its end"
+            ),
+        ),
+        (
+            "api",
+            "allow_origins = https://example.org:443",
+            "must not name the port 443: browsers leave that of https out",
+        ),
+        ("api", "allow_origins = *, https://example.org", "must be * alone, or origins without it"),
         ("route:y", "max_wait = 0", "must be above 0"),
         ("route:y", "max_wait = soon", "must be a duration"),
         ("route:y", "max_runtime = -5m", "must be above 0"),

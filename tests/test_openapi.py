@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+from http.cookies import SimpleCookie
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from openapi_spec_validator import validate
@@ -11,7 +14,10 @@ from openapi_spec_validator import validate
 from tests import described
 from tests.test_api import Desk
 from tests.wsgi import call
+from wsgi_admission.ticket import State
 from wsgi_admission.web.views import Views
+
+TOKEN = "0123456789abcdef01"  # noqa: S105 - made up
 
 
 def test_the_description_is_valid_and_names_the_site_that_was_asked() -> None:
@@ -24,7 +30,52 @@ def test_the_description_is_valid_and_names_the_site_that_was_asked() -> None:
     assert data["servers"] == [{"url": "https://example.org/shop/line"}]
     assert call(Desk().api, "/api/queue/openapi.json").json()["servers"] == [{"url": "/api/queue"}]
     calls = [call for calls in data["paths"].values() for name, call in calls.items() if name != "parameters"]
-    assert len({call["operationId"] for call in calls}) == len(calls) == 17
+    assert len({call["operationId"] for call in calls}) == len(calls) == 18
+
+
+def test_a_generated_client_can_sign_in_and_act() -> None:
+    """Catches: a form without its fields, which a client that was made of the description cannot send."""
+    data = call(Desk().api, "/api/queue/openapi.json").json()
+
+    def form(path: str) -> Any:
+        return data["paths"][path]["post"]["requestBody"]["content"]["application/x-www-form-urlencoded"]["schema"]
+
+    desk = Desk(admin_token=TOKEN)
+    ticket = desk.put()
+    signed = call(
+        desk.api,
+        "/api/queue/dashboard",
+        "POST",
+        urlencode(dict.fromkeys(form("/dashboard")["required"], TOKEN)).encode(),
+    )
+    given = SimpleCookie(signed.header("Set-Cookie"))
+    scheme = data["components"]["securitySchemes"]["cookie"]
+    assert (scheme["in"], scheme["name"]) == ("cookie", next(iter(given)))
+    cookie = f"{scheme['name']}={given[scheme['name']].value}"
+    page = call(desk.api, "/api/queue/dashboard", HTTP_COOKIE=cookie).body.decode()
+    values = {"id": ticket.id, "form_token": re.findall('name="form_token" value="([^"]+)"', page)[0]}
+    for path in ("pause", "resume", "cancel", "sign-out"):
+        fields = {name: values[name] for name in form(f"/dashboard/{path}")["properties"]}
+        result = call(desk.api, f"/api/queue/dashboard/{path}", "POST", urlencode(fields).encode(), HTTP_COOKIE=cookie)
+        assert result.status == "303 See Other", path
+    assert desk.store.get(ticket.id).state is State.CANCELLED
+    named = {
+        name
+        for calls in data["paths"].values()
+        for one in calls.values()
+        if isinstance(one, dict)
+        for way in one.get("security", [])
+        for name in way
+    }
+    assert named == set(data["components"]["securitySchemes"])
+
+
+def test_the_waiting_room_is_described_wherever_it_is_shown() -> None:
+    """Catches: a page where a generated client is told of JSON alone."""
+    desk = Desk()
+    ticket = desk.put()
+    for name in ("status", "result"):
+        assert desk.ask(name, ticket, HTTP_ACCEPT="text/html").header("Content-Type") == "text/html; charset=utf-8"
 
 
 def test_every_object_of_ours_is_closed() -> None:
@@ -56,6 +107,7 @@ LINE = [*JSON, ("Admission-Status", "queued")]
         ("/api/queue/status/x", "GET", 418, JSON, {}, "is not described"),
         ("/api/queue/status/x", "PUT", 200, JSON, {}, "is not described"),
         ("/api/queue/nothing", "GET", 200, JSON, {}, "is not described"),
+        ("/api/queue/static/x", "GET", 200, JSON, {}, "is not among"),
         ("/shop/api/queue/health", "GET", 200, [("Content-Type", "text/plain")], {}, "text/plain is not among"),
         ("/api/queue/health?x=1", "GET", 200, JSON, {"status": "fine"}, "is no Health"),
         ("/api/queue/status/x", "GET", 404, PROBLEM, {"title": "x"}, "is no Problem"),

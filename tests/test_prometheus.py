@@ -63,15 +63,15 @@ def test_both_formats_pass_the_official_parsers_and_say_the_same() -> None:
     assert (new.header("Content-Type") or "").startswith("application/openmetrics-text; version=1.0.0")
     found = samples(text_string_to_metric_families(plain.body.decode()))
     assert found == samples(parsed(new.body.decode()))
-    route = ("image",)
+    route = ("main", "image")
     assert found["wsgi_admission_queued_requests", (*route, "anonymous")] == 1
     assert found["wsgi_admission_queued_requests", (*route, "donor")] == 0
     assert found["wsgi_admission_completed_requests_total", (*route, "donor")] == 1
     assert found["wsgi_admission_wait_seconds_total", (*route, "donor")] == 10
     assert found["wsgi_admission_run_seconds_total", (*route, "donor")] == 4
     assert found["wsgi_admission_cancelled_requests_total", (*route, "registered")] == 1
-    assert found["wsgi_admission_host_load_ratio", ("cpu",)] == 0.85
-    assert found["wsgi_admission_store_up", ()] == 1
+    assert found["wsgi_admission_host_load_ratio", ("main", "cpu")] == 0.85
+    assert found["wsgi_admission_store_up", ("main",)] == 1
     assert {name for name, _ in found if name.endswith("_total")} == {
         f"wsgi_admission_{name}_total" for name, _ in prometheus._COUNTERS.values()
     }
@@ -131,8 +131,8 @@ def test_a_store_that_fails_leaves_the_figures_of_the_host(monkeypatch: pytest.M
     result = scrape(desk)
     found = samples(parsed(result.body.decode()))
     assert result.status == "200 OK"
-    assert found["wsgi_admission_store_up", ()] == 0
-    assert found["wsgi_admission_host_sensor_failed", ("cpu",)] == 1
+    assert found["wsgi_admission_store_up", ("main",)] == 0
+    assert found["wsgi_admission_host_sensor_failed", ("main", "cpu")] == 1
     assert not any("queued" in name for name, _ in found)
 
 
@@ -169,7 +169,7 @@ def alerts() -> list[dict[str, Any]]:
 
 
 FUNCTIONS = {"sum", "max", "min", "rate", "increase", "by", "and", "or"}
-LABELS = {"tier", "route", "sensor", "job", "instance"}
+LABELS = {"line", "tier", "route", "sensor", "job", "instance"}
 TOKEN = re.compile(
     r"""\s+|(?P<name>[a-zA-Z_:][\w:]*)|(?P<matchers>\{\w+=~?"[^"]*"\})|(?P<range>\[(?:\d+[smhd]|\$__rate_interval)\])"""
     r"""|(?P<number>\d+(?:\.\d+)?)|(?P<sign>==|[()/,<>])"""
@@ -233,6 +233,17 @@ def test_every_expression_can_be_read_and_names_what_is_scraped() -> None:
 def test_the_check_of_expressions_finds_faults(expression: str) -> None:
     """Catches: the check itself being blind."""
     assert objections(expression, names())
+
+
+def test_lines_of_several_apps_are_told_apart() -> None:
+    """Catches: the figures of one app taken for those of another that the same job scrapes."""
+    families = parsed(scrape(busy_desk()).body.decode())
+    assert {sample.labels.get("line") for family in families for sample in family.samples} == {"main"}
+    for text in expressions(board()) + expressions(alerts()):
+        merged = re.findall(r"\b(?:max|min)\b(?: by \(([^)]*)\))?", text)
+        assert all({"job", "line"} <= set(labels.split(", ")) for labels in merged), text
+    for rule in alerts():
+        assert all({"job", "line"} <= set(by.split(", ")) for by in re.findall(r"by \(([^)]*)\)", rule["expr"]))
 
 
 def test_the_dashboard_is_one_that_grafana_loads() -> None:

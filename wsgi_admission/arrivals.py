@@ -33,6 +33,12 @@ def prefers_queue(environ: Environ, body: Body | None) -> bool:
     return readable and queueable(environ) and preferences(environ).respond_async
 
 
+def holds(environ: Environ) -> bool:
+    """Whether the client lets the answer to a request that got a ticket be held while that runs."""
+    wanted = preferences(environ)
+    return not wanted.respond_async and wanted.wait != 0
+
+
 def refusal(error: AdmissionError, load: Callable[[], float], step: str) -> Answer:
     """Return the answer to a request that can be neither run nor kept.
 

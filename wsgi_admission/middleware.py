@@ -23,7 +23,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 
-from wsgi_admission.arrivals import close, closing, prefers_queue, received, refusal
+from wsgi_admission.arrivals import close, closing, holds, prefers_queue, received, refusal
 from wsgi_admission.config import Config, Route, load_config
 from wsgi_admission.errors import (
     AdmissionError,
@@ -46,6 +46,7 @@ from wsgi_admission.ticket import Ticket
 from wsgi_admission.tiers import Identity, Resolver
 from wsgi_admission.web.answers import Answer, Environ, StartResponse, iso, json_answer, retry_later
 from wsgi_admission.web.holding import Server
+from wsgi_admission.web.origins import Origins
 from wsgi_admission.web.pages import Pages
 from wsgi_admission.web.repeats import NO_KEY, Key, key_of
 
@@ -102,6 +103,7 @@ class AdmissionMiddleware:
         )
         self._find = Table(self.config.routes, self.config.api.prefix).find
         self._pages = Pages(self.config)
+        self._origins = Origins(self.config.api)
         self._mode = self.config.admission.mode
         self._process: Process | None = None
         self._inherited: Process | None = None
@@ -225,7 +227,7 @@ class AdmissionMiddleware:
             close(body)
             return self._refuse(environ, start_response, self._refusal(process, error, "key"))
         who = self._identify(environ)
-        idle = _verdict(self._mode, process, who, route) is _RUN and not prefers_queue(environ, body)
+        idle = holds(environ) and _verdict(self._mode, process, who, route) is _RUN
         return self._queue(process, route, who, body, key, environ, start_response, patience=HOLD if idle else 0.0)
 
     def _shadow(
@@ -328,6 +330,7 @@ class AdmissionMiddleware:
 
     def _refuse(self, environ: Environ, start_response: StartResponse, answer: Answer) -> Iterable[bytes]:
         """Send a problem, or the page with the same text."""
+        start_response = self._origins.telling(environ, start_response)
         return self._pages.problem(environ, answer).send(environ, start_response)
 
     def _refusal(self, process: Process | None, error: AdmissionError, step: str) -> Answer:

@@ -21,6 +21,7 @@ from wsgi_admission.options.texts import (
     matching,
     networks,
     origin,
+    origins,
     reference,
     request_methods,
     secret,
@@ -215,10 +216,18 @@ class Api(Section):
         choice({"public": "public", "token": "token"}),
     )
 
+    allow_origins: tuple[str, ...] = option(
+        (),
+        "other origins whose pages may call the queue API and read its answers (*: all, without cookies)",
+        origins(),
+    )
+
     def conflicts(self) -> Iterable[str]:
-        """Return the problem of metrics that nobody can read."""
+        """Return the problems of metrics that nobody can read, and of a list that says two things."""
         if self.metrics == "token" and not self.admin_token:
             yield self.problem("metrics", "needs an admin_token")
+        if "*" in self.allow_origins and len(self.allow_origins) > 1:
+            yield self.problem("allow_origins", "must be * alone, or origins without it")
 
 
 @dataclass(frozen=True, kw_only=True)

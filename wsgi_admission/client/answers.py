@@ -19,6 +19,8 @@ IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE", "QUE
 _ABOUT_THE_REQUEST = re.compile(
     r"content-.*|if-.*|expect|idempotency-key|prefer|range|te|trailer|transfer-encoding", re.IGNORECASE
 )
+# The caller has said how long the site may take for its answer.
+_PATIENCE = re.compile(r"(?:^|,)\s*(?:wait|respond-async)\b", re.IGNORECASE)
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -138,7 +140,8 @@ def same_origin(asked: str, given: str) -> str:
     except ValueError as error:
         raise ForeignAddress(f"{origin} sends its client to wait at {given!r}, which is no address.", given) from error
     if not same:
-        raise ForeignAddress(f"{origin} sends its client to wait at {given!r}, which is refused.", given)
+        hint = "If that is the name of the site ([api] base_url), call it by that."
+        raise ForeignAddress(f"{origin} sends its client to wait at {given!r}, which is refused. {hint}", given)
     # Put together anew: another parser has nothing left to read differently.
     query = f"?{target.query}" if target.query else ""
     return f"{origin}{target.path or '/'}{query}"
@@ -159,3 +162,14 @@ def looking(headers: Iterable[tuple[str, Any]], accept: str = "") -> list[tuple[
     if accept:
         kept = [(name, value) for name, value in kept if name.lower() != "accept"] + [("Accept", accept)]
     return kept
+
+
+def preferring(headers: Iterable[tuple[str, Any]], wait: str) -> list[tuple[str, str]]:
+    """Return the Prefer (RFC 7240) to send: the caller's with ``wait``, or nothing if that tells of a time already."""
+    given = [
+        value.decode("latin-1") if isinstance(value, bytes) else value
+        for name, value in headers
+        if name.lower() == "prefer"
+    ]
+    field = ", ".join([*given, wait])
+    return [] if any(map(_PATIENCE.search, given)) else [("Prefer", field)]

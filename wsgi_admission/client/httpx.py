@@ -36,7 +36,8 @@ except ModuleNotFoundError as missing:
 class AdmissionTransport(httpx.BaseTransport):
     """Answers a request that was queued with the app's own answer, when that is there.
 
-    Everything else goes through untouched, but for an Idempotency-Key in requests of methods that are not idempotent.
+    Everything else goes through untouched, but for an Idempotency-Key in requests of methods that are not idempotent,
+    and with that a Prefer where the read timeout is short.
 
     :param transport: what sends the requests; a new `httpx.HTTPTransport` when there is none.
     :param max_wait: seconds after which a request that waits is given up and its ticket cancelled, or None.
@@ -135,12 +136,14 @@ def _asked(request: httpx.Request) -> Asked:
     # A form with files rewinds them itself; any other stream may be at its end.
     form = request.headers.get("Content-Type", "").startswith("multipart/form-data")
     again = isinstance(request.stream, httpx.ByteStream) or form
-    return Asked(request.method, str(request.url), headers_of(request.headers.multi_items()), again)
+    read = (request.extensions.get("timeout") or {}).get("read")
+    return Asked(request.method, str(request.url), headers_of(request.headers.multi_items()), again, read)
 
 
 def _request_for(call: Call, request: httpx.Request) -> httpx.Request:
     if call.kind is Kind.SUBMIT:
-        headers = [*request.headers.multi_items(), *call.headers]
+        headers = request.headers.copy()
+        headers.update(call.headers)
         return httpx.Request(
             call.method, request.url, headers=headers, stream=request.stream, extensions=request.extensions
         )

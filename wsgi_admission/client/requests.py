@@ -32,6 +32,7 @@ try:
     from requests import exceptions
     from requests.adapters import HTTPAdapter
     from requests.utils import rewind_body
+    from urllib3 import Timeout
     from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 except ModuleNotFoundError as missing:
     raise ImportError("AdmissionAdapter needs requests: pip install 'wsgi-admission[client]'") from missing
@@ -40,7 +41,8 @@ except ModuleNotFoundError as missing:
 class AdmissionAdapter(HTTPAdapter):
     """Answers a request that was queued with the app's own answer, when that is there.
 
-    Everything else goes through untouched, but for an Idempotency-Key in requests of methods that are not idempotent.
+    Everything else goes through untouched, but for an Idempotency-Key in requests of methods that are not idempotent,
+    and with that a Prefer where the read timeout is short.
 
     :param max_wait: seconds after which a request that waits is given up and its ticket cancelled, or None.
     :param on_update: called with an `Update` after each look for the ticket; what it raises ends the waiting.
@@ -77,7 +79,8 @@ class AdmissionAdapter(HTTPAdapter):
     ) -> requests.Response:
         """Send the request and return its answer, after the line if it was queued."""
         connection = {"stream": stream, "verify": verify, "cert": cert, "proxies": proxies}
-        asked = Asked(request.method or "GET", request.url or "", headers_of(request.headers.items()), _again(request))
+        headers = headers_of(request.headers.items())
+        asked = Asked(request.method or "GET", request.url or "", headers, _again(request), _read_timeout(timeout))
         first = True
 
         def send(call: Call) -> Reply | Failure:
@@ -120,6 +123,16 @@ def _again(request: requests.PreparedRequest) -> bool:
     body: Any = request.body
     position = getattr(request, "_body_position", None)
     return body is None or isinstance(body, bytes | str) or isinstance(position, int)
+
+
+def _read_timeout(timeout: Any) -> float | None:
+    """Return the seconds that requests waits for an answer, or None."""
+    if isinstance(timeout, Timeout):
+        running = timeout.clone()
+        running.start_connect()  # before that it does not tell of its total
+        timeout = running.read_timeout
+    seconds: float | None = timeout[1] if isinstance(timeout, tuple) else timeout
+    return seconds
 
 
 def _request_for(call: Call) -> requests.PreparedRequest:

@@ -21,6 +21,8 @@ from wsgi_admission.policy import backoff
 #: Seconds for one look where the caller has set no timeout, and for a cancellation.
 LOOK_TIMEOUT = 30.0
 CANCEL_TIMEOUT = 5.0
+#: Seconds for which a site that is idle holds a request with an Idempotency-Key, unless that prefers another time.
+HOLD = 10.0
 
 
 class Kind(Enum):
@@ -77,12 +79,14 @@ class Asked(NamedTuple):
     """The caller's request.
 
     :param repeatable: whether its body can be sent again.
+    :param read_timeout: seconds that the caller waits for an answer, or None if that has no end.
     """
 
     method: str
     url: str
     headers: list[tuple[str, Any]]
     repeatable: bool
+    read_timeout: float | None = None
 
 
 Steps = Generator["Call | Pause", Any, Reply]
@@ -138,8 +142,12 @@ class Waiting:
         asked = self._asked
         self._terms.budget.deposit(self._terms.clock())
         headers: list[tuple[str, Any]] = []
-        if asked.method not in IDEMPOTENT and all(name.lower() != "idempotency-key" for name, _ in asked.headers):
-            headers = [("Idempotency-Key", f'"{uuid.uuid4()}"')]
+        keyed = any(name.lower() == "idempotency-key" for name, _ in asked.headers)
+        if asked.method not in IDEMPOTENT and not keyed:
+            headers, keyed = [("Idempotency-Key", f'"{uuid.uuid4()}"')], True
+        if keyed and asked.read_timeout is not None and asked.read_timeout < 2 * HOLD:
+            # The site holds a request with a key while it runs; its 202 must come before the caller has given up.
+            headers += answers.preferring(asked.headers, f"wait={int(asked.read_timeout / 2)}")
         retry = 0
         while True:
             outcome: Reply | Failure = yield Call(Kind.SUBMIT, asked.method, asked.url, headers)

@@ -176,6 +176,25 @@ def origin() -> Kind[str]:
     )
 
 
+def origins() -> Kind[tuple[str, ...]]:
+    """Return the kind of origins as browsers send them; ``*`` alone stands for all."""
+
+    def check(value: object) -> None:
+        if not isinstance(value, str):
+            raise ValueError("must be a text")  # noqa: TRY004 - a kind raises ValueError only
+        if value == "*":
+            return
+        if not re.fullmatch(rf"[a-z][a-z0-9+.-]*://{_HOST}", value) or value != value.lower():
+            raise ValueError("is no origin: a scheme, :// and a host in lower case, without a slash at its end")
+        for scheme, port in (("http", 80), ("https", 443)):
+            if re.fullmatch(rf"{scheme}://.*:0*{port}", value):
+                raise ValueError(f"must not name the port {port}: browsers leave that of {scheme} out")
+
+    item = Kind(expected="", read=str.lower, check=check)
+    expected = "origins, such as https://www.example.org, between commas or on lines of their own, or * alone"
+    return several(item, make=tuple, split=r"[,\s]+", join=", ", expected=expected, minimum=0)
+
+
 def url_path() -> Kind[str]:
     """Return the kind of a path that other paths are put below."""
     return matching(

@@ -32,6 +32,7 @@ from wsgi_admission.web.answers import Answer, Environ, Sendable, StartResponse,
 from wsgi_admission.web.assets import CLIENT, asset
 from wsgi_admission.web.dashboard import Dashboard
 from wsgi_admission.web.holding import Readers, Server
+from wsgi_admission.web.origins import Origins
 from wsgi_admission.web.outlook import Forecast
 from wsgi_admission.web.pages import Pages
 from wsgi_admission.web.rooms import Rooms
@@ -79,6 +80,7 @@ class Api:
         self.forecast = Forecast(store, config, slots_in_use)
         views = self._views = Views(store, config, load, self.forecast, clock=clock, uniform=uniform)
         self._pages = Pages(config)
+        self._origins = Origins(config.api)
         self._dashboard = Dashboard(store, config, self._pages, load, slots_in_use=slots_in_use, clock=clock)
         rooms = Rooms(store, config, self._pages, views, load, clock=clock)
         self.readers = Readers(store.changed, server)
@@ -132,7 +134,7 @@ class Api:
             answer = retry_later("The queue cannot be read just now.", self._load().value)
         if isinstance(answer, Answer):
             answer = self._pages.problem(environ, answer)
-        return answer.send(environ, start_response)
+        return answer.send(environ, self._origins.telling(environ, start_response))
 
     def _route(self, environ: Environ) -> Sendable:
         path = environ.get("PATH_INFO", "")[len(self._config.api.prefix) :]
@@ -146,7 +148,7 @@ class Api:
             return calls[method](environ)
         allow = ("Allow", ", ".join([*calls, "OPTIONS"]))
         if method == "OPTIONS":
-            return Answer(204, [allow], b"")
+            return Answer(204, [allow, *self._origins.preflight(environ, ", ".join(calls))], b"")
         return problem(405, f"This address takes {', '.join(calls)}.", allow)
 
     def _calls(self, path: str) -> dict[str, Call]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from wsgi_admission.web.access import COOKIE
 from wsgi_admission.web.schemas import SCHEMAS, SECONDS, TEXT, Schema
 
 
@@ -29,8 +30,9 @@ def _problem(text: str) -> Schema:
 
 _LATER = "Whole seconds after which to ask again."
 _PENDING = _answer(
-    "It waits or runs.",
+    "It waits or runs; for a browser the waiting room.",
     "Status",
+    "text/html",
     Location="The address of the result.",
     Retry_After=_LATER,
     Admission_Status="Its state.",
@@ -46,11 +48,22 @@ _NO_WAIT = {"400": _problem("The wait is no whole number of seconds.")}
 _SEE = {"description": "The same state as the ETag names."}
 
 
-_TOKEN: list[Schema] = [{"token": []}]
+_ANYBODY: Schema = {}
+_OPERATOR: list[Schema] = [{"token": []}, {"cookie": []}]
+#: A form of the dashboard says whose it is; a program that sends the admin token leaves that out.
+_FORM_TOKEN: Schema = {**TEXT, "description": "With the cookie: what stands in the page's form."}
 
 
 def _call(name: str, text: str, answers: dict[str, Schema], **more: Any) -> Schema:
     return {"operationId": name, "summary": text, "responses": answers, **more}
+
+
+def _form(*required: str, **fields: Schema) -> Schema:
+    schema: Schema = {"type": "object", "properties": fields}
+    if required:
+        schema["required"] = list(required)
+    content = {"application/x-www-form-urlencoded": {"schema": schema}}
+    return {"content": content, "required": bool(required)}
 
 
 def _paths() -> dict[str, Any]:
@@ -74,6 +87,9 @@ def _paths() -> dict[str, Any]:
     figures = _answer("The figures.", "Metrics", "text/plain", "application/openmetrics-text")
     description = {"description": "OpenAPI 3.1.", "content": {"application/json": {"schema": {"type": "object"}}}}
     script = {"description": "A script for pages.", "content": {"text/javascript": {"schema": TEXT}}}
+    kinds = ("text/javascript", "text/css", "image/svg+xml")
+    file = {"description": "What our pages load.", "content": {name: {"schema": TEXT} for name in kinds}}
+    name = [{"name": "name", "in": "path", "required": True, "schema": TEXT, "description": "The file's name."}]
     return {
         "/status/{id}": {
             "parameters": ticket,
@@ -115,12 +131,16 @@ def _paths() -> dict[str, Any]:
                     "200": figures, "401": _problem("It needs the admin token."),
                     "406": _problem("That format needs a package."), "503": _FAILED["503"],
                 },
-                parameters=[kind], security=[{}, *_TOKEN],
+                parameters=[kind], security=[_ANYBODY, *_OPERATOR],
             )
         },
         "/health": {"get": _call("health", "How this host is", {"200": health, "503": _unavailable(health)})},
         "/openapi.json": {"get": _call("openapi", "This description", {"200": description})},
         "/client.js": {"get": _call("script", "For pages", {"200": script, "304": _SEE, "404": _problem("None.")})},
+        "/static/{name}": {
+            "parameters": name,
+            "get": _call("file", "For our pages", {"200": file, "304": _SEE, "404": _problem("There is none.")}),
+        },
         **_dashboard(),
     }  # fmt: skip
 
@@ -138,24 +158,35 @@ def _dashboard() -> dict[str, Any]:
     off = {"404": _problem("It is off.")}
     return {
         "/dashboard": {
-            "get": _call("dashboard", "The page of operators", {"200": _PAGE, **off}),
-            "post": _call("signIn", "Give the admin token for a cookie", {"303": _LEADS, "403": _PAGE, **off}),
+            "get": _call(
+                "dashboard", "The page of operators; for others the form to sign in", {"200": _PAGE, **off},
+                security=[_ANYBODY, {"cookie": []}],
+            ),
+            "post": _call(
+                "signIn", "Give the admin token for a cookie", {"303": _LEADS, "403": _PAGE, **off},
+                requestBody=_form("token", token=TEXT),
+            ),
         },
         "/dashboard/data": {
             "get": _call(
-                "board", "What the page shows", {"200": _answer("All of it.", "Board"), **secret}, security=_TOKEN
+                "board", "What the page shows", {"200": _answer("All of it.", "Board"), **secret}, security=_OPERATOR
             )
         },
         **{
-            f"/dashboard/{action}": {"post": _call(name, text, acts, security=_TOKEN)}
-            for action, name, text in (
-                ("pause", "pause", "Start nothing from the line"),
-                ("resume", "resume", "Let the line go on"),
-                ("cancel", "cancelAny", "Cancel a ticket, named in a form's field id"),
-                ("sign-out", "signOut", "Give the cookie back"),
+            f"/dashboard/{action}": {"post": _call(name, text, acts, requestBody=form, security=_OPERATOR)}
+            for action, name, text, form in (
+                ("pause", "pause", "Start nothing from the line", _form(form_token=_FORM_TOKEN)),
+                ("resume", "resume", "Let the line go on", _form(form_token=_FORM_TOKEN)),
+                ("cancel", "cancelAny", "Cancel a ticket", _form("id", id=TEXT, form_token=_FORM_TOKEN)),
             )
         },
-    }
+        "/dashboard/sign-out": {
+            "post": _call(
+                "signOut", "Give the cookie back", {"303": _LEADS, **off},
+                requestBody=_form(form_token=_FORM_TOKEN), security=[_ANYBODY, {"cookie": []}],
+            )
+        },
+    }  # fmt: skip
 
 
 def _unavailable(health: Schema) -> Schema:
@@ -173,6 +204,9 @@ def description(server: str) -> dict[str, Any]:
         "paths": _paths(),
         "components": {
             "schemas": SCHEMAS,
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "token": {"type": "http", "scheme": "bearer"},
+                "cookie": {"type": "apiKey", "in": "cookie", "name": COOKIE},
+            },
         },
     }

@@ -1,7 +1,8 @@
 """The figures of the line for Prometheus, in its text format or in OpenMetrics.
 
 What is counted stands in the store, so every process of every host says the same of it.  Names with ``_host_`` speak
-of the host that answers.  Labels are tiers, routes and sensors: nothing that grows with the number of clients.
+of the host that answers.  Labels are tiers, routes and sensors: nothing that grows with the number of clients; and the
+name of the line everywhere, as apps with lines of their own may be scraped by one job.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Figures(NamedTuple):
             found = list(self._line())
         except StoreError:
             found = []
-        yield _gauge("store_up", "Whether the store answers.", 1.0 if found else 0.0)
+        yield self._gauge("store_up", "Whether the store answers.", 1.0 if found else 0.0)
         yield from found
 
     def _line(self) -> Iterator[Metric]:
@@ -67,24 +68,24 @@ class Figures(NamedTuple):
 
         tallies = {(tier.name, route.name): Tally() for tier in self.config.tiers.order for route in self.config.routes}
         tallies.update(self.store.counts())
-        labels = ["tier", "route"]
+        line, labels = self.config.admission.name, ["line", "tier", "route"]
         for name, text in _GAUGES.items():
             gauge = GaugeMetricFamily(_PREFIX + name, text, labels=labels)
             for key, tally in tallies.items():
-                gauge.add_metric(key, getattr(tally, name.removesuffix("_requests")))
+                gauge.add_metric([line, *key], getattr(tally, name.removesuffix("_requests")))
             yield gauge
         for field, (name, text) in _COUNTERS.items():
             counter = CounterMetricFamily(_PREFIX + name, text, labels=labels)
             for key, tally in tallies.items():
-                counter.add_metric(key, getattr(tally, field))
+                counter.add_metric([line, *key], getattr(tally, field))
             yield counter
         workers = self.store.statistics(now=self.now).workers
-        yield _gauge("paused", "Whether an operator has paused the line.", float(self.store.paused()))
-        yield _gauge("workers", "Processes of all hosts that replay.", len(workers))
-        yield _gauge("worker_threads", "Replay threads of all hosts.", sum(worker.threads for worker in workers))
-        yield _gauge("slots", "Slots of all hosts that replay.", sum({w.host: w.slots for w in workers}.values()))
+        yield self._gauge("paused", "Whether an operator has paused the line.", float(self.store.paused()))
+        yield self._gauge("workers", "Processes of all hosts that replay.", len(workers))
+        yield self._gauge("worker_threads", "Replay threads of all hosts.", sum(worker.threads for worker in workers))
+        yield self._gauge("slots", "Slots of all hosts that replay.", sum({w.host: w.slots for w in workers}.values()))
         health = self.store.health()
-        facts = {"kind": health["kind"], "version": health["version"], "line": self.config.admission.name}
+        facts = {"kind": health["kind"], "version": health["version"], "line": line}
         info = GaugeMetricFamily(f"{_PREFIX}store_info", "Which store it is; always 1.", labels=list(facts))
         info.add_metric(list(facts.values()), 1.0)
         yield info
@@ -94,27 +95,29 @@ class Figures(NamedTuple):
 
         options = self.config.load
         own = {"cpu": options.cpu_threshold, "memory": options.memory_threshold}
+        line, labels = self.config.admission.name, ["line", "sensor"]
         sensors = sorted({"slots", *own, *self.load.readings, *self.load.failed})
-        used = GaugeMetricFamily(f"{_PREFIX}host_load_ratio", "Load of this host, 0 to 1.", labels=["sensor"])
-        failed = GaugeMetricFamily(f"{_PREFIX}host_sensor_failed", "Whether it gives nothing.", labels=["sensor"])
+        used = GaugeMetricFamily(f"{_PREFIX}host_load_ratio", "Load of this host, 0 to 1.", labels=labels)
+        failed = GaugeMetricFamily(f"{_PREFIX}host_sensor_failed", "Whether it gives nothing.", labels=labels)
         limit = GaugeMetricFamily(
-            f"{_PREFIX}host_load_threshold_ratio", "From where on requests are queued.", labels=["sensor"]
+            f"{_PREFIX}host_load_threshold_ratio", "From where on requests are queued.", labels=labels
         )
         for sensor in sensors:
             threshold = own.get(sensor)
-            limit.add_metric([sensor], options.threshold if threshold is None else threshold)
-            failed.add_metric([sensor], float(sensor in self.load.failed))
+            limit.add_metric([line, sensor], options.threshold if threshold is None else threshold)
+            failed.add_metric([line, sensor], float(sensor in self.load.failed))
             if sensor in self.load.readings:
-                used.add_metric([sensor], self.load.readings[sensor])
+                used.add_metric([line, sensor], self.load.readings[sensor])
         yield from (used, limit, failed)
-        yield _gauge("host_slots", "Slots of this host.", self.config.admission.max_concurrent)
-        yield _gauge("host_slots_in_use", "Slots of this host that are taken.", self.slots_in_use)
+        yield self._gauge("host_slots", "Slots of this host.", self.config.admission.max_concurrent)
+        yield self._gauge("host_slots_in_use", "Slots of this host that are taken.", self.slots_in_use)
 
+    def _gauge(self, name: str, text: str, value: float) -> Metric:
+        from prometheus_client.core import GaugeMetricFamily
 
-def _gauge(name: str, text: str, value: float) -> Metric:
-    from prometheus_client.core import GaugeMetricFamily
-
-    return GaugeMetricFamily(_PREFIX + name, text, value=value)
+        gauge = GaugeMetricFamily(_PREFIX + name, text, labels=["line"])
+        gauge.add_metric([self.config.admission.name], value)
+        return gauge
 
 
 def asked_for(environ: Environ) -> bool:
