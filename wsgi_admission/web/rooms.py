@@ -20,6 +20,7 @@ from wsgi_admission.web.answers import Answer, Environ, mounted
 from wsgi_admission.web.durations import duration, wait_range
 from wsgi_admission.web.messages import BUSY, VERY_BUSY
 from wsgi_admission.web.pages import Pages
+from wsgi_admission.web.results import page_address
 from wsgi_admission.web.views import Views
 
 #: The texts that the script writes too.
@@ -83,13 +84,13 @@ class Rooms:
             response = self._store.response(ticket.id)
             if response is not None:
                 response.body.close()
-                return self.lead(environ, f"result/{ticket.id}")
+                return self.lead(environ, f"result/{ticket.id}", page_address(response))
         data, headers = self._views.status(environ, ticket)
         return self._page(environ, ticket, code, data, headers)
 
-    def lead(self, environ: Environ, path: str) -> Answer:
-        """Send the browser to an address of the queue API."""
-        address = mounted(environ, f"{self._prefix}/{path}")
+    def lead(self, environ: Environ, path: str, below: str = "") -> Answer:
+        """Send the browser to an address of the queue API; ``below`` is the end of it, quoted already."""
+        address = mounted(environ, f"{self._prefix}/{path}") + below
         return Answer(303, [("Location", address), ("Content-Type", "text/plain; charset=utf-8")], address.encode())
 
     def _page(
