@@ -54,7 +54,7 @@ class Desk:
         """Queue one more request."""
         rank = [t.name for t in TIERS.order].index(tier)
         ticket = Ticket(
-            id=str(uuid.uuid4()), route="image", tier=tier, tier_rank=rank, client=owner or "addr:1",
+            id=str(uuid.uuid4()), route="image", tier=tier, tier_rank=rank, client=owner or "addr:10.0.0.1",
             owner=owner, cost=30.0, crash_retries=1, created_at=self.now,
         )  # fmt: skip
         return self.store.put(ticket, Recording("{}", io.BytesIO(b""), 0), now=self.now)
@@ -331,6 +331,23 @@ def test_an_anonymous_ticket_answers_to_whoever_has_the_id() -> None:
     desk = Desk()
     ticket = desk.put()
     assert desk.ask("status", ticket, REMOTE_ADDR="10.9.9.9").status == "200 OK"
+
+
+@pytest.mark.parametrize("below", ["", OWN])
+def test_a_cookie_of_the_app_is_for_the_client_that_asked(below: str) -> None:
+    """Catches: a link to a result that lets a friend, or whoever reads it in a log, into one's session."""
+    desk = Desk()
+    anonymous = painted(desk, set_cookie="session=secret", X_Own="kept").id + below
+    signed_in = painted(desk, owner="user:ada", Set_Cookie="session=secret", X_Own="kept").id + below
+    for name, cookie, keys in (
+        (anonymous, "session=secret", {"REMOTE_ADDR": "10.0.0.1"}),
+        (anonymous, None, {"REMOTE_ADDR": "10.0.0.2"}),
+        (anonymous, None, {"REMOTE_ADDR": "10.0.0.1", "REMOTE_USER": "bob"}),
+        (signed_in, "session=secret", {"REMOTE_ADDR": "10.0.0.2", "REMOTE_USER": "ada"}),
+    ):
+        for _ in range(2):
+            result = desk.ask("result", name, **keys)
+            assert (result.body, result.header("X-Own"), result.header("Set-Cookie")) == (b"a page", "kept", cookie)
 
 
 def test_what_retention_removed_is_gone_and_for_others_unknown() -> None:

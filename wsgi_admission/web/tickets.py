@@ -164,7 +164,9 @@ class Tickets:
             if prefers_html(environ):
                 return self._rooms.status(environ, ticket, code=500)
             return problem(500, ticket.error or "The request failed without an answer.")
-        return Recorded(response, _timing(ticket))
+        # A cookie is often a session, into which nobody gets by having the address of an anonymous client's ticket.
+        mine = self._identify(environ).client == ticket.client
+        return Recorded(response, _timing(ticket), cookies=mine)
 
     def _until_final(self, environ: Environ, ticket: Ticket, seconds: float) -> tuple[Ticket, float]:
         """Return the ticket as it is when it is final, or after so many seconds, and the seconds that were granted."""
