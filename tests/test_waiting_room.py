@@ -225,12 +225,18 @@ def test_a_request_that_fails_while_one_looks(browser: Browser) -> None:
     ],
     ids=["download", "nothing"],
 )
-def test_an_answer_that_leaves_the_page_where_it_is_is_told(browser: Browser, status: str, header: list[str]) -> None:
+@pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no-scripts"])
+def test_an_answer_that_leaves_the_page_where_it_is_is_told(
+    browser: Browser,
+    status: str,
+    header: list[str],
+    scripts: bool,  # noqa: FBT001 - a parameter
+) -> None:
     """Catches: a page that says for ever that the request is being worked on, beside the downloaded answer."""
     room = Room()
     ticket = room.put()
     body = b"" if status.startswith("204") else b"bytes"
-    with served(room.api) as url, page_of(browser) as page:
+    with served(room.api) as url, page_of(browser, java_script_enabled=scripts) as page:
         page.goto(f"{url}/api/queue/status/{ticket.id}")
         expect(page.locator(HEADING)).to_have_text("You are next in line")
         claimed = room.claim()

@@ -22,10 +22,20 @@ def page_address(response: Recording) -> str:
     head = json.loads(response.head)
     status, address = head["status"], address_of(response)
     dotted = {".", ".."} & set(address.partition("?")[0].split("/"))
-    if status.startswith("3") or _header(head, "content-disposition") or dotted or not address.startswith("/"):
+    if status.startswith("3") or _download(head) or dotted or not address.startswith("/"):
         return ""
     kind = _header(head, "content-type").partition(";")[0].strip()
     return address if kind in {"text/html", "application/xhtml+xml"} else ""
+
+
+def leaves_the_page(response: Recording) -> bool:
+    """Whether a browser that gets this answer goes on showing the page from which it asked."""
+    head = json.loads(response.head)
+    return head["status"].startswith(("204", "205", "304")) or _download(head)
+
+
+def _download(head: dict[str, Any]) -> bool:
+    return _header(head, "content-disposition").startswith("attachment")
 
 
 def _header(head: dict[str, Any], wanted: str) -> str:
