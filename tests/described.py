@@ -74,8 +74,8 @@ def _validator(schema: str) -> Draft202012Validator:
 def _call(rest: str, method: str) -> dict[str, Any]:
     """Return what is described of a call; an empty dict if there is none."""
     for template, calls in _described()["paths"].items():
-        pattern = re.sub(r"\\{\w+\\}", "[^/]*", re.escape(template))
-        if re.fullmatch(pattern, rest):
+        pattern = re.escape(template).replace(re.escape("{address}"), ".*")
+        if re.fullmatch(re.sub(r"\\{\w+\\}", "[^/]*", pattern), rest, re.DOTALL):
             found: dict[str, Any] = calls.get(method, {})
             return found
     return {}

@@ -54,7 +54,7 @@ class Desk:
         """Queue one more request."""
         rank = [t.name for t in TIERS.order].index(tier)
         ticket = Ticket(
-            id=str(uuid.uuid4()), route="image", tier=tier, tier_rank=rank, client=owner or "addr:1",
+            id=str(uuid.uuid4()), route="image", tier=tier, tier_rank=rank, client=owner or "addr:10.0.0.1",
             owner=owner, cost=30.0, crash_retries=1, created_at=self.now,
         )  # fmt: skip
         return self.store.put(ticket, Recording("{}", io.BytesIO(b""), 0), now=self.now)
@@ -65,9 +65,13 @@ class Desk:
         assert ticket is not None
         return ticket
 
-    def answer(self, ticket: Ticket, status: str = "200 OK", body: bytes = b"done") -> None:
-        """Give the ticket an answer of the app."""
-        head = json.dumps({"method": "POST", "status": status, "headers": [["Content-Type", "text/plain"]]})
+    def answer(
+        self, ticket: Ticket, status: str = "200 OK", body: bytes = b"done", address: str = "", **headers: str
+    ) -> None:
+        """Give the ticket an answer of the app; without ``address`` one of those that were recorded without it."""
+        given = [[name.replace("_", "-"), value] for name, value in {"Content_Type": "text/plain", **headers}.items()]
+        parts = {"method": "POST", "status": status, "headers": given}
+        head = json.dumps({**parts, "address": address} if address else parts)
         state = State.COMPLETED if status < "5" else State.FAILED
         self.store.finish(ticket.id, ticket.attempt, state, Recording(head, io.BytesIO(body), len(body)), now=self.now)
 
@@ -192,6 +196,106 @@ def test_a_result_is_pending_then_final_and_can_be_read_again() -> None:
     assert desk.ask("result", ticket, "HEAD").body == b""
 
 
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
+OWN = "/shop/draw?a=%27&b=1"
+
+
+def painted(desk: Desk, status: str = "200 OK", address: str = OWN, owner: str = "", **headers: str) -> Ticket:
+    """Return a ticket with an answer of the app to ``address``; it is a page if ``headers`` do not say otherwise."""
+    ticket = desk.put(owner)
+    desk.answer(desk.claim(), status, b"a page", address, **{"Content_Type": "Text/HTML; charset=utf-8", **headers})
+    return ticket
+
+
+@pytest.mark.parametrize("status", ["200 OK", "404 Not Found", "500 Broken"])
+@pytest.mark.parametrize("mount", ["", "/shop"])
+def test_a_page_is_shown_at_an_address_where_its_links_work(mount: str, status: str) -> None:
+    """Catches: a page below whose address there is nothing."""
+    desk = Desk()
+    ticket = painted(desk, status)
+    for call_name in ("status", "result"):
+        led = desk.ask(call_name, ticket, SCRIPT_NAME=mount, HTTP_ACCEPT=BROWSER)
+        assert (led.status, led.header("Cache-Control")) == ("303 See Other", "no-store")
+        assert led.header("Location") == f"{mount}/api/queue/result/{ticket.id}{OWN}"
+    for query in ("a=%27&b=1", "a='&b=1"):
+        shown = desk.ask("result", f"{ticket.id}/shop/draw?{query}", SCRIPT_NAME=mount, HTTP_ACCEPT=BROWSER)
+        assert (shown.status, shown.body) == (status, b"a page")
+    assert desk.ask("result", f"{ticket.id}{OWN}", "HEAD").status == status
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer"),
+    [
+        ({"HTTP_ACCEPT": "*/*"}, {}),
+        ({"HTTP_ACCEPT": BROWSER, "HTTP_SEC_FETCH_MODE": "cors"}, {}),
+        ({}, {"Content_Type": "image/svg+xml"}),
+        ({}, {"Content_Disposition": "attachment; filename=page.html"}),
+        ({}, {"status": "302 Found", "Location": "/elsewhere"}),
+        ({}, {"address": ""}),
+        ({}, {"address": "/a/../b"}),
+    ],
+    ids=["program", "fetch", "picture", "download", "redirect", "older", "dots"],
+)
+def test_what_is_no_page_in_a_browser_is_given_where_it_is_asked_for(
+    asked: dict[str, str], answer: dict[str, str]
+) -> None:
+    """Catches: a program, or a script, that is sent on; an address that a browser changes, and never meets."""
+    desk = Desk()
+    result = desk.ask("result", painted(desk, **answer), **{"HTTP_ACCEPT": BROWSER, **asked})
+    assert (result.status, result.body) == (answer.get("status", "200 OK"), b"a page")
+
+
+@pytest.mark.parametrize(
+    ("method", "asked", "location"),
+    [
+        ("GET", "/shop/next?page=2", "/shop/next?page=2"),
+        ("POST", "/shop/draw?a=%27&b=1", OWN),
+        ("GET", "/shop/draw", "/shop/draw"),
+        ("PUT", "/", "/"),
+        ("PATCH", "/tea pot;v=1", "/tea%20pot;v=1"),
+        ("GET", "//evil.example/x", "/evil.example/x"),
+        ("GET", "///evil.example", "/evil.example"),
+        ("GET", "/\\evil.example", "/%5Cevil.example"),
+        ("GET", "/\r\nX: y?\r\nX: y", "/%0D%0AX:%20y?%0D%0AX:%20y"),
+        ("GET", "/\t/evil.example", "/%09/evil.example"),
+        ("GET", "/100%25", "/100%2525"),
+        ("GET", "/gr\xc3\xbc\xff?\xfc", "/gr%C3%BC%FF?%FC"),
+        ("GET", "/#x?#y", "/%23x?%23y"),
+    ],
+)
+def test_what_a_page_refers_to_is_found_on_the_site(method: str, asked: str, location: str) -> None:
+    """Catches: a form that loses its method; a redirect to another host, or with a header in it."""
+    desk = Desk()
+    led = desk.ask("result", f"{painted(desk).id}{asked}", method, SCRIPT_NAME="/shop", HTTP_ACCEPT=BROWSER)
+    assert (led.status, led.header("Location")) == ("307 Temporary Redirect", location)
+
+
+@pytest.mark.parametrize(("size", "read"), [(300_000, 300_000), (20_000_000, 0)])
+def test_what_is_sent_on_with_a_form_is_read_first(size: int, read: int) -> None:
+    """Catches: an upload to a page's own form that gunicorn answers with a reset, while the browser still sends."""
+    desk = Desk()
+    sent = io.BytesIO(b"x" * size)
+    keys: dict[str, Any] = {"wsgi.input": sent, "CONTENT_LENGTH": str(size)}
+    led = desk.ask("result", painted(desk).id + OWN, "POST", **keys)
+    assert (led.status, led.header("Location")) == ("307 Temporary Redirect", OWN)
+    assert sent.tell() == read
+
+
+def test_below_what_is_no_page_to_see_there_is_nothing() -> None:
+    """Catches: a redirect for whoever has no ticket, and what was meant for another's eyes."""
+    desk = Desk()
+    unknown = desk.ask("result", str(uuid.uuid4()))
+    mine, older = painted(desk, owner="user:ada"), painted(desk, address="")
+    cancelled = desk.put()
+    desk.store.cancel(cancelled.id, now=desk.now)
+    for name in (str(uuid.uuid4()), "", mine.id, older.id, cancelled.id, desk.put().id):
+        for path, method in ((OWN, "GET"), (OWN, "POST"), ("//evil.example", "GET")):
+            other = desk.ask("result", name + path, method, REMOTE_USER="bob")
+            assert (other.status, other.headers, other.body) == (unknown.status, unknown.headers, unknown.body)
+    assert desk.ask("result", mine.id + OWN, REMOTE_USER="ada").body == b"a page"
+    assert desk.ask("result", f"{mine.id}/x", REMOTE_USER="ada").header("Location") == "/x"
+
+
 def test_a_signed_in_clients_ticket_does_not_exist_for_others() -> None:
     """Catches: another's status, result, events or cancel; a 404 that tells the two cases apart."""
     desk = Desk()
@@ -215,7 +319,8 @@ def test_what_is_no_id_is_answered_like_an_unknown_one(shape: str) -> None:
         "newline": f"{mine}\n", "bytes": "\x00\xff",
     }[shape]  # fmt: skip
     for call_name, method in (("status", "GET"), ("status", "DELETE"), ("result", "GET"), ("result", "PUT")):
-        unknown = desk.ask(call_name, str(uuid.uuid4()), method)
+        # Behind an id there are addresses too.
+        unknown = desk.ask(call_name, f"{uuid.uuid4()}{'/' if '/' in name else ''}", method)
         other = desk.ask(call_name, name, method)
         assert (other.status, other.headers, other.body) == (unknown.status, unknown.headers, unknown.body)
     assert desk.store.get(mine).state is State.QUEUED
@@ -226,6 +331,23 @@ def test_an_anonymous_ticket_answers_to_whoever_has_the_id() -> None:
     desk = Desk()
     ticket = desk.put()
     assert desk.ask("status", ticket, REMOTE_ADDR="10.9.9.9").status == "200 OK"
+
+
+@pytest.mark.parametrize("below", ["", OWN])
+def test_a_cookie_of_the_app_is_for_the_client_that_asked(below: str) -> None:
+    """Catches: a link to a result that lets a friend, or whoever reads it in a log, into one's session."""
+    desk = Desk()
+    anonymous = painted(desk, set_cookie="session=secret", X_Own="kept").id + below
+    signed_in = painted(desk, owner="user:ada", Set_Cookie="session=secret", X_Own="kept").id + below
+    for name, cookie, keys in (
+        (anonymous, "session=secret", {"REMOTE_ADDR": "10.0.0.1"}),
+        (anonymous, None, {"REMOTE_ADDR": "10.0.0.2"}),
+        (anonymous, None, {"REMOTE_ADDR": "10.0.0.1", "REMOTE_USER": "bob"}),
+        (signed_in, "session=secret", {"REMOTE_ADDR": "10.0.0.2", "REMOTE_USER": "ada"}),
+    ):
+        for _ in range(2):
+            result = desk.ask("result", name, **keys)
+            assert (result.body, result.header("X-Own"), result.header("Set-Cookie")) == (b"a page", "kept", cookie)
 
 
 def test_what_retention_removed_is_gone_and_for_others_unknown() -> None:

@@ -229,6 +229,37 @@ def test_the_page_follows_the_ticket_through_its_states() -> None:
     assert page(room, other).header("Location") == f"/api/queue/result/{other.id}"
 
 
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [
+        ("204 No Content", {}),
+        ("205 Reset Content", {}),
+        ("304 Not Modified", {}),
+        ("200 OK", {"Content_Disposition": 'Attachment; filename="a.zip"'}),
+        ("200 OK", {"content_disposition": "attachment"}),
+    ],
+)
+def test_a_page_that_the_answer_would_leave_as_it_is_says_that_it_is_there(
+    status: str, headers: dict[str, str]
+) -> None:
+    """Catches: a page without scripts that stands still, because its refresh has led to a download or to nothing."""
+    room = Room()
+    ticket = room.put()
+    room.answer(room.claim(), status, b"", **headers)
+    shown = page(room, ticket, HTTP_ACCEPT_LANGUAGE="de")
+    assert (shown.status, shown.header("Refresh")) == ("200 OK", None)
+    assert "Ihre Antwort ist fertig" in shown.body.decode()
+    assert f'href="/api/queue/result/{ticket.id}"' in shown.body.decode()
+
+
+def test_what_a_browser_shows_beside_its_download_button_is_led_to() -> None:
+    """Catches: a picture with a name for whoever saves it that is taken for a download."""
+    room = Room()
+    ticket = room.put()
+    room.answer(room.claim(), Content_Disposition="inline; filename=attachment.png")
+    assert page(room, ticket).status == "303 See Other"
+
+
 def test_a_failure_without_an_answer_can_be_run_again() -> None:
     """Catches: a failed page without a way on, a retry that is posted twice by a reload."""
     room = Room()

@@ -899,6 +899,29 @@ def test_a_relative_location_means_the_same_at_the_result(given: str, served: st
     assert fetch(outcome.response)[1] == [("Location", served)]
 
 
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ({"SCRIPT_NAME": "/shop", "PATH_INFO": "/image", "QUERY_STRING": "a=b&c='<%27"}, "/shop/image?a=b&c=%27%3C%27"),
+        ({"PATH_INFO": "/100% gr\xc3\xbc;v=1/it's", "QUERY_STRING": ""}, "/100%25%20gr%C3%BC;v=1/it's"),
+        ({"PATH_INFO": "/x\r\ny?", "QUERY_STRING": "\r\n\xff#"}, "/x%0D%0Ay%3F?%0D%0A%FF%23"),
+    ],
+)
+def test_the_answer_knows_what_was_asked(entries: dict[str, str], expected: str) -> None:
+    """Catches: an address that lacks the mount or the query, or that no header can hold; one that the app changed."""
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        environ["SCRIPT_NAME"] = environ["QUERY_STRING"] = environ["PATH_INFO"] = "/changed"
+        start_response("200 OK", [])
+        return [b""]
+
+    env: dict[str, Any] = {**whole_environ("/"), **entries}
+    response = run(app, record(env, max_body=10), extras={}).response
+    assert response is not None
+    response.body.close()
+    assert json.loads(response.head)["address"] == expected
+
+
 @pytest.mark.parametrize("size", [0, 1, 65_536, 65_537, 300_000])
 def test_a_body_is_served_in_blocks(size: int) -> None:
     """Catches: an empty list, a whole video in memory, a file left open."""

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -107,7 +108,7 @@ def test_a_picture_comes_out_of_the_line(tmp_path: Path, browser: Browser) -> No
         page.get_by_label(re.compile("prompt|picture|words|draw", re.IGNORECASE)).first.fill("a lake at night")
         with page.expect_response(lambda response: response.status == 202):
             page.locator("main button").click()
-        page.wait_for_url("**/api/queue/result/*")
+        page.wait_for_url("**/api/queue/result/**")
         picture = page.locator("figure img")
         expect(picture).to_be_visible()
         assert picture.evaluate("image => image.naturalWidth") > 100
@@ -224,12 +225,18 @@ def test_a_request_that_fails_while_one_looks(browser: Browser) -> None:
     ],
     ids=["download", "nothing"],
 )
-def test_an_answer_that_leaves_the_page_where_it_is_is_told(browser: Browser, status: str, header: list[str]) -> None:
+@pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no-scripts"])
+def test_an_answer_that_leaves_the_page_where_it_is_is_told(
+    browser: Browser,
+    status: str,
+    header: list[str],
+    scripts: bool,  # noqa: FBT001 - a parameter
+) -> None:
     """Catches: a page that says for ever that the request is being worked on, beside the downloaded answer."""
     room = Room()
     ticket = room.put()
     body = b"" if status.startswith("204") else b"bytes"
-    with served(room.api) as url, page_of(browser) as page:
+    with served(room.api) as url, page_of(browser, java_script_enabled=scripts) as page:
         page.goto(f"{url}/api/queue/status/{ticket.id}")
         expect(page.locator(HEADING)).to_have_text("You are next in line")
         claimed = room.claim()
@@ -239,6 +246,46 @@ def test_an_answer_that_leaves_the_page_where_it_is_is_told(browser: Browser, st
         expect(page.locator("h1")).to_have_text("Your answer is ready")
         expect(page.get_by_role("link", name="Show the answer")).to_be_visible()
         expect(page.get_by_role("button", name="Cancel my request")).to_have_count(0)
+
+
+SHOP_PAGE = b"""<!doctype html><h1>Painted</h1><a href="next?page=2">Next</a><img src="../lake.svg">
+<form method="post"><input name="more" value="paint">
+<button>Again</button></form>"""
+
+
+def shop(room: Room) -> Any:
+    """Return a site with a queue API and pages of its own, which tell how they were asked."""
+
+    def site(environ: dict[str, Any], start_response: Any) -> Any:
+        path = environ["PATH_INFO"]
+        if path.startswith("/api/queue/"):
+            return room.api(environ, start_response)
+        if path == "/lake.svg":
+            start_response("200 OK", [("Content-Type", "image/svg+xml")])
+            return [b'<svg xmlns="http://www.w3.org/2000/svg" width="120" height="9"/>']
+        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [f"{environ['REQUEST_METHOD']} {path}?{environ['QUERY_STRING']} ".encode(), body]
+
+    return site
+
+
+@pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no-scripts"])
+def test_what_a_page_refers_to_is_where_it_was(browser: Browser, scripts: bool) -> None:  # noqa: FBT001 - a parameter
+    """Catches: links, pictures and forms of the answer that lead below the queue API, where there is nothing."""
+    room = Room()
+    ticket = room.put()
+    with served(shop(room)) as url, page_of(browser, java_script_enabled=scripts) as page:
+        room.answer(room.claim(), body=SHOP_PAGE, address="/shop/draw?x=1", Content_Type="text/html")
+        page.goto(f"{url}/api/queue/status/{ticket.id}")
+        assert page.url == f"{url}/api/queue/result/{ticket.id}/shop/draw?x=1"
+        expect(page.locator("img")).to_have_js_property("naturalWidth", 120)
+        page.get_by_role("link", name="Next").click()
+        expect(page.locator("body")).to_have_text("GET /shop/next?page=2")
+        page.go_back()
+        page.get_by_role("button", name="Again").click()
+        expect(page.locator("body")).to_have_text("POST /shop/draw?x=1 more=paint")
+        assert page.url == f"{url}/shop/draw?x=1"
 
 
 def test_a_lost_connection_is_told_and_mended(browser: Browser) -> None:

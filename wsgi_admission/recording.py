@@ -3,7 +3,8 @@
 A request recording's ``head`` is the JSON object of the environ entries that can be stored: string values
 under names without a dot, and ``wsgi.url_scheme``.  Everything else belongs to the server (sockets,
 callables) and is made anew for the replay.  A response recording's ``head`` is ``{"status": str,
-"headers": [[name, value], ...], "method": str}``, where the method is that of the recorded request.
+"headers": [[name, value], ...], "method": str, "address": str}``, where the method and the address (see `address`)
+are those of the recorded request.  Older ones have no address.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import quote
 
 from wsgi_admission.receiving import Body, announced_length
 
@@ -85,6 +87,13 @@ def record(environ: dict[str, Any], body: Body | None) -> Recording:
         announced_length(environ)
     file, length = body or Body(BytesIO(), 0)
     return Recording(_request_head(environ, length), file, length)
+
+
+def address(path: str, query: str) -> str:
+    """Return the path and the query of an environ as they stand in a URL: one text, however a client writes them."""
+    # Of the characters that are left as they are, a browser writes none in another way.
+    query = quote(query, safe="/:@!$&()*+,;=~%?", encoding="latin-1")
+    return quote(path, safe="/:@!$&'()*+,;=~", encoding="latin-1") + (f"?{query}" if query else "")
 
 
 def restore(environ: dict[str, Any], recording: Recording) -> None:

@@ -17,12 +17,12 @@ from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote, urljoin
+from urllib.parse import urljoin
 from wsgiref.util import FileWrapper
 
 from wsgi_admission.errorlog import ErrorLog
 from wsgi_admission.receiving import spool
-from wsgi_admission.recording import Recording, bodiless, queueable, record, restore, serve, stated_lengths
+from wsgi_admission.recording import Recording, address, bodiless, queueable, record, restore, serve, stated_lengths
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -80,7 +80,7 @@ def run(
         environ.update(extras)
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
         answer = _Answer(method, max_response)
-        at = quote(environ["SCRIPT_NAME"] + path, safe="/:@!$&'()*+,;=~%", encoding="latin-1")
+        at = address(environ["SCRIPT_NAME"] + path, environ["QUERY_STRING"])
         try:
             _drive(app, environ, answer)
             response = answer.recording(at)
@@ -195,7 +195,7 @@ class _Answer:
     def recording(self, at: str) -> Recording:
         """Return the whole answer, or raise when it is none.
 
-        It will be fetched from another address: a Location that is relative to ``at``, the path of the request, is
+        It will be fetched from another address: a Location that is relative to ``at``, that of the request, is
         given from the root of the host.
         """
         if not self.status:
@@ -203,14 +203,14 @@ class _Answer:
         if self.lost:
             raise _Unusable(self.lost, self.lost)
         headers = [(n, _from_root(at, value) if n.lower() == "location" else value) for n, value in self._headers]
-        head = json.dumps({"status": self.status, "headers": headers, "method": self._method}, ensure_ascii=True)
+        head = {"status": self.status, "headers": headers, "method": self._method, "address": at}
         try:
             self._fit_stated_length()
             self._body.seek(0)
         except OSError:
             self.lost = _UNKEPT
             raise
-        return Recording(head, self._body, self._length)
+        return Recording(json.dumps(head, ensure_ascii=True), self._body, self._length)
 
     def discard(self) -> None:
         with suppress(OSError):  # a full disk fails once more on closing

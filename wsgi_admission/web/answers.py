@@ -25,16 +25,21 @@ class Sendable(Protocol):
 
 
 class Recorded(NamedTuple):
-    """The app's own answer, as it was recorded, and what stands behind its headers."""
+    """The app's own answer, as it was recorded, and what stands behind its headers.
+
+    :param cookies: whether the app's cookies are for this client.
+    """
 
     response: Recording
     headers: Sequence[tuple[str, str]] = ()
+    cookies: bool = True
 
     def send(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer the WSGI call."""
 
         def started(status: str, headers: list[tuple[str, str]]) -> Callable[[bytes], object]:
-            return start_response(status, [*headers, *self.headers])
+            kept = [(name, value) for name, value in headers if self.cookies or name.lower() != "set-cookie"]
+            return start_response(status, [*kept, *self.headers])
 
         return serve(self.response, environ, started)  # type: ignore[arg-type]  # serve passes no exc_info
 

@@ -11,6 +11,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from wsgi_admission.config import Config
 from wsgi_admission.errors import (
@@ -42,6 +43,7 @@ from wsgi_admission.web.views import Views
 log = logging.getLogger("wsgi_admission.api")
 
 _TICKET_PATH = re.compile(r"/(status|result|events)/(.*)", re.DOTALL)
+_BELOW_RESULT = re.compile(r"/result/([^/]*)(/.*)", re.DOTALL)
 #: The same bytes for what is no id, for an id that never was and for another's ticket.
 _UNKNOWN = problem(404, "There is no such ticket.")
 
@@ -84,7 +86,10 @@ class Api:
         self._dashboard = Dashboard(store, config, self._pages, load, slots_in_use=slots_in_use, clock=clock)
         rooms = Rooms(store, config, self._pages, views, load, clock=clock)
         self.readers = Readers(store.changed, server)
-        self._tickets = Tickets(store, identify, self.forecast, views, rooms, self.readers, clock=clock)
+        longest = max((route.max_body for route in config.routes), default=0)
+        self._tickets = Tickets(
+            store, identify, self.forecast, views, rooms, self.readers, clock=clock, longest_body=longest
+        )
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request whose PATH_INFO lies below the prefix."""
@@ -139,6 +144,8 @@ class Api:
     def _route(self, environ: Environ) -> Sendable:
         path = environ.get("PATH_INFO", "")[len(self._config.api.prefix) :]
         method = environ.get("REQUEST_METHOD", "")
+        if below := _BELOW_RESULT.fullmatch(path):
+            return self._of(below[1], partial(self._tickets.below_result, path=below[2]))(environ)
         calls = self._calls(path)
         if not calls:
             return problem(404, "The queue API has no such address.")

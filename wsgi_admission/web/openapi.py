@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from wsgi_admission.web.access import COOKIE
@@ -78,6 +79,7 @@ def _paths() -> dict[str, Any]:
     )
     result = {
         "202": _PENDING,
+        "303": _LEADS,
         "default": {"description": "The app's own answer, as it was recorded.", "content": {"*/*": {}}},
         **_NO_WAIT,
         **_FAILED,
@@ -117,6 +119,16 @@ def _paths() -> dict[str, Any]:
             ),
         },
         "/result/{id}": {"parameters": ticket, "get": _call("result", "The app's answer", result, parameters=[wait])},
+        "/result/{id}/{address}": {
+            "parameters": [
+                *ticket,
+                {
+                    "name": "address", "in": "path", "required": True, "schema": TEXT,
+                    "description": "A path of the site, as it is, slashes included.",
+                },
+            ],
+            **{method: _call(f"{method}BelowResult", text, below) for method, text, below in _below_result()},
+        },
         "/events/{id}": {
             "parameters": ticket,
             "get": _call(
@@ -143,6 +155,15 @@ def _paths() -> dict[str, Any]:
         },
         **_dashboard(),
     }  # fmt: skip
+
+
+def _below_result() -> Iterable[tuple[str, str, dict[str, Schema]]]:
+    """Yield methods, what they are for, and the answers."""
+    own = {"description": "The app's own answer, at the address that was asked.", "content": {"*/*": {}}}
+    below = {"307": _LEADS, **_FAILED}
+    yield "get", "The app's page, where its links work; or what it links to", {**below, "default": own}
+    for method in ("post", "put", "patch", "delete"):
+        yield method, "What a form of the app's page is sent to", below
 
 
 def _dashboard() -> dict[str, Any]:

@@ -36,6 +36,11 @@ def prefers_html(environ: Environ) -> bool:
     return quality("text/html") > max(quality("application/json"), quality(PROBLEM))
 
 
+def navigates(environ: Environ) -> bool:
+    """Whether a person's browser asks for a page to show, as far as can be known: scripts may prefer HTML too."""
+    return environ.get("HTTP_SEC_FETCH_MODE", "navigate") == "navigate" and prefers_html(environ)
+
+
 def foreign(environ: Environ) -> bool:
     """Whether a form was sent by a page of another site.
 

@@ -20,6 +20,7 @@ from wsgi_admission.web.answers import Answer, Environ, mounted
 from wsgi_admission.web.durations import duration, wait_range
 from wsgi_admission.web.messages import BUSY, VERY_BUSY
 from wsgi_admission.web.pages import Pages
+from wsgi_admission.web.results import leaves_the_page, page_address
 from wsgi_admission.web.views import Views
 
 #: The texts that the script writes too.
@@ -78,18 +79,22 @@ class Rooms:
         return self._page(environ, ticket, 202, seen, headers)
 
     def status(self, environ: Environ, ticket: Ticket, *, code: int = 200) -> Answer:
-        """Show where the ticket stands; once the app's own answer is there, lead to it."""
+        """Show where the ticket stands; once the app's own answer is there, lead to it.
+
+        To one that would leave the page as it is, and waiting for ever, there is a link.
+        """
         if ticket.state.final and ticket.state is not State.CANCELLED:
             response = self._store.response(ticket.id)
             if response is not None:
                 response.body.close()
-                return self.lead(environ, f"result/{ticket.id}")
+                if ticket.state is not State.COMPLETED or not leaves_the_page(response):
+                    return self.lead(environ, f"result/{ticket.id}", page_address(response))
         data, headers = self._views.status(environ, ticket)
         return self._page(environ, ticket, code, data, headers)
 
-    def lead(self, environ: Environ, path: str) -> Answer:
-        """Send the browser to an address of the queue API."""
-        address = mounted(environ, f"{self._prefix}/{path}")
+    def lead(self, environ: Environ, path: str, below: str = "") -> Answer:
+        """Send the browser to an address of the queue API; ``below`` is the end of it, quoted already."""
+        address = mounted(environ, f"{self._prefix}/{path}") + below
         return Answer(303, [("Location", address), ("Content-Type", "text/plain; charset=utf-8")], address.encode())
 
     def _page(

@@ -12,8 +12,10 @@ from collections.abc import Callable, Hashable
 from contextlib import closing, suppress
 from functools import partial
 
-from wsgi_admission.errors import FinalTicket, NotRetryable, StoreError, UnknownTicket
+from wsgi_admission.errors import BodyTooLarge, FinalTicket, NotRetryable, StoreError, UnknownTicket
 from wsgi_admission.logs import event
+from wsgi_admission.receiving import receive
+from wsgi_admission.recording import address
 from wsgi_admission.stores import Store
 from wsgi_admission.ticket import State, Ticket
 from wsgi_admission.tiers import Resolver
@@ -21,8 +23,9 @@ from wsgi_admission.web.answers import Answer, Environ, Recorded, Sendable, json
 from wsgi_admission.web.events import EVENT_STREAM, SPACING, Stream, View, event_text
 from wsgi_admission.web.holding import Readers, Seat
 from wsgi_admission.web.outlook import Forecast
-from wsgi_admission.web.pages import foreign, prefers_html
+from wsgi_admission.web.pages import foreign, navigates, prefers_html
 from wsgi_admission.web.preferences import Applied, asked_wait, preferences
+from wsgi_admission.web.results import address_of, page_address
 from wsgi_admission.web.rooms import Rooms
 from wsgi_admission.web.views import Views
 
@@ -34,7 +37,10 @@ _FOREIGN = problem(403, "This form was sent from another site.")
 
 
 class Tickets:
-    """Answers for tickets; the parameters are those of `Api`."""
+    """Answers for tickets; the parameters are those of `Api`.
+
+    :param longest_body: bytes of a body that are read of a client before it is sent on with it.
+    """
 
     def __init__(
         self,
@@ -46,6 +52,7 @@ class Tickets:
         readers: Readers,
         *,
         clock: Callable[[], float],
+        longest_body: int,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
@@ -54,6 +61,7 @@ class Tickets:
         self._views = views
         self._rooms = rooms
         self._clock = clock
+        self._longest_body = longest_body
         self._monotonic = monotonic
         self.readers = readers
 
@@ -107,10 +115,41 @@ class Tickets:
         return json_answer(200, view.data, *headers)
 
     def result(self, environ: Environ, ticket: Ticket) -> Sendable:
-        """Give the app's own answer, once it is there; with ``?wait=`` as soon as it is."""
+        """Give the app's own answer, once it is there; with ``?wait=`` as soon as it is.
+
+        A browser is led to the address at which the page's relative links work.
+        """
         if wait := asked_wait(environ):
             ticket, _ = self._until_final(environ, ticket, wait)
-        return self._result(environ, ticket)
+        answer = self._result(environ, ticket)
+        if isinstance(answer, Recorded) and navigates(environ) and (below := page_address(answer.response)):
+            answer.response.body.close()
+            return self._rooms.lead(environ, f"result/{ticket.id}", below)
+        return answer
+
+    def below_result(self, environ: Environ, ticket: Ticket, path: str) -> Sendable:
+        """Give the app's answer at its own path and query; lead from all others to the same ones of the site.
+
+        So the links, pictures and forms of a page mean what they meant at the address that was asked.
+
+        :param path: what stands behind the ticket's id.
+        """
+        answer = self._result(environ, ticket) if ticket.state.final else None
+        if not isinstance(answer, Recorded):
+            raise UnknownTicket(ticket.id)
+        asked, own = address(path, environ.get("QUERY_STRING", "")), address_of(answer.response)
+        if asked == own and environ.get("REQUEST_METHOD") in {"GET", "HEAD"}:
+            return answer
+        answer.response.body.close()
+        if not own:
+            raise UnknownTicket(ticket.id)
+        with suppress(BodyTooLarge):
+            # Some servers reset the connection of whoever still sends, and the answer is lost.
+            if body := receive(environ, max_body=self._longest_body):
+                body.file.close()
+        # One slash in front: with two a browser would take what follows for a host.
+        asked = "/" + asked.lstrip("/")
+        return Answer(307, [("Location", asked), ("Content-Type", "text/plain; charset=utf-8")], asked.encode())
 
     def _result(self, environ: Environ, ticket: Ticket) -> Sendable:
         if not ticket.state.final:
@@ -125,7 +164,9 @@ class Tickets:
             if prefers_html(environ):
                 return self._rooms.status(environ, ticket, code=500)
             return problem(500, ticket.error or "The request failed without an answer.")
-        return Recorded(response, _timing(ticket))
+        # A cookie is often a session, into which nobody gets by having the address of an anonymous client's ticket.
+        mine = self._identify(environ).client == ticket.client
+        return Recorded(response, _timing(ticket), cookies=mine)
 
     def _until_final(self, environ: Environ, ticket: Ticket, seconds: float) -> tuple[Ticket, float]:
         """Return the ticket as it is when it is final, or after so many seconds, and the seconds that were granted."""
