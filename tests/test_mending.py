@@ -496,28 +496,26 @@ def test_a_broken_database_is_mended_within_seconds_however_short_ago_it_was_loo
         assert len(mending.aside(path)) == 3
 
 
-def test_a_sound_database_of_which_sqlite_says_that_it_is_broken_is_not_looked_through_every_second(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("outcome", [mending.Look.SOUND, OSError("planted")], ids=["sound", "failed"])
+def test_a_look_that_mends_nothing_is_not_repeated_every_second(
+    path: Path, monkeypatch: pytest.MonkeyPatch, outcome: object
 ) -> None:
-    """Catches: a processor that does nothing else; attempts that fail, one after the other."""
-    looks: list[float] = []
-    store = SQLiteStore(path, durability="normal")
-    for outcome in (mending.Look.SOUND, OSError("planted")):
-        looks.clear()
+    """Catches: a processor that does nothing else while SQLite insists that the database is broken."""
+    looks: list[Path] = []
 
-        def mend(_path: Path, outcome: object = outcome, **_keys: float) -> mending.Look:
-            looks.append(now)
-            if isinstance(outcome, OSError):
-                raise outcome
-            return mending.Look.SOUND
+    def mend(path: Path, **_keys: float) -> object:
+        looks.append(path)
+        if isinstance(outcome, OSError):
+            raise outcome
+        return outcome
 
-        monkeypatch.setattr(mending, "mend", mend)
-        for now in (200, 201, 202, 203, 204, 205, 206):
+    monkeypatch.setattr(mending, "mend", mend)
+    with closing(SQLiteStore(path, durability="normal")) as store:
+        for now in range(200, 207):
             store._connections.failed(sqlite3.DatabaseError("database disk image is malformed"))
             with suppress(StoreUnavailable):
                 store.maintain(now=now)
-        assert looks in ([200, 203, 206], [203, 206])
-    store.close()
+    assert len(looks) == 3
 
 
 def test_a_run_that_was_under_way_is_refused_and_nothing_breaks(path: Path) -> None:
