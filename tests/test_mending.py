@@ -713,12 +713,12 @@ def test_a_new_file_is_not_taken_for_one_that_was_emptied(path: Path, monkeypatc
     making = opening._make_schema
     tried: list[str] = []
 
-    def slowly(*args: Any) -> None:
+    def slowly(*args: Any, **keys: Any) -> None:
         if not tried:
             tried.append("another one")
             with pytest.raises(StoreUnavailable, match="mending"):
                 SQLiteStore(path, durability="normal")
-        making(*args)
+        making(*args, **keys)
 
     monkeypatch.setattr(opening, "_make_schema", slowly)
     with closing(SQLiteStore(path, durability="normal")) as store:
