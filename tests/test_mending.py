@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import random
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from wsgi_admission.errors import (
     StoreUnavailable,
     UnknownTicket,
 )
-from wsgi_admission.stores import checkpoints, mending, opening
+from wsgi_admission.stores import checkpoints, mending, opening, upkeep
 from wsgi_admission.stores.records import INLINE_BODY
 from wsgi_admission.stores.sqlite import SQLiteStore
 from wsgi_admission.ticket import State
@@ -174,12 +175,144 @@ def test_without_room_for_a_copy_nothing_is_emptied(path: Path, monkeypatch: pyt
         patch.setattr("wsgi_admission.stores.mending.shutil.copyfileobj", full)
         with pytest.raises(StoreUnavailable, match="No space left"):
             store.maintain(now=20)
+        store.maintain(now=20 + upkeep.RETRY - 0.1)  # not tried again at once
     assert mending.aside(path) == []
     with pytest.raises(StoreUnavailable, match="malformed"):
         store.put(ticket(), recording(), now=1)
-    store.maintain(now=21)
+    store.maintain(now=20 + upkeep.RETRY)
     works(store)
     store.close()
+
+
+def test_where_a_copy_would_not_fit_none_is_begun(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: the last room of a disk filled again and again with copies that are thrown away."""
+    store = damaged(path)
+    usage = shutil.disk_usage(path)._replace(free=path.stat().st_size - 1)
+    monkeypatch.setattr("wsgi_admission.stores.mending.shutil.disk_usage", lambda _path: usage)
+    monkeypatch.setattr(mending, "_copy_file", lambda *_args: pytest.fail("begun"))
+    with pytest.raises(StoreUnavailable, match="No space left"):
+        store.maintain(now=20)
+    store.close()
+
+
+def test_attempts_that_fail_leave_one_copy_that_the_next_one_uses(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a disk that is filled with copies, one a second, of a database that cannot be mended."""
+    store = damaged(path)
+    unfinished = path.with_name("line.db.damaged-unfinished")
+
+    def locked(*_args: Any) -> None:
+        raise sqlite3.OperationalError("database is locked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mending, "_empty", locked)
+        copies = set()
+        for attempt in range(4):
+            with pytest.raises(StoreUnavailable, match="locked"):
+                store.maintain(now=20 + attempt * upkeep.RETRY)
+            with suppress(StoreUnavailable):
+                SQLiteStore(path, durability="normal").close()  # as a process does that is started meanwhile
+            assert mending.aside(path) == [unfinished.name]
+            copies.add(unfinished.stat().st_ino)
+        assert len(copies) == 1
+        kept = unfinished.open("rb")  # its number is not given to another file
+        content = damage(path, len(unfinished.read_bytes()) // PAGE - 1)
+        with pytest.raises(StoreUnavailable, match="locked"):
+            store.maintain(now=50)
+        assert unfinished.read_bytes() == content
+        assert unfinished.stat().st_ino not in copies
+        kept.close()
+    store.maintain(now=60)
+    (name,) = mending.aside(path)
+    assert path.with_name(name).read_bytes() == content
+    works(store)
+    store.close()
+
+
+def test_of_copies_there_are_only_so_many(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a disk that damages whatever is written to it, and is filled with copies."""
+    monkeypatch.setattr(mending, "KEPT", 3)
+    sound = path.read_bytes()
+    first: list[str] = []
+    for _ in range(6):
+        overwrite(path, sound)
+        store = damaged(path)
+        store.maintain(now=20)
+        store.close()
+        first = first or mending.aside(path)
+    assert len(mending.aside(path)) == 3
+    assert mending.aside(path)[:1] == first
+
+
+def first_pages(path: Path) -> list[int]:
+    """Return where in the log the first page of the database stands, oldest first."""
+    log = path.with_name(f"{path.name}-wal").read_bytes()
+    frames = range(32, len(log), 24 + PAGE)
+    return [frame + 24 for frame in frames if log[frame : frame + 4] == b"\0\0\0\1"]
+
+
+@pytest.mark.parametrize("length", [1, 24, 100, PAGE], ids=["a byte", "its beginning", "the header", "the page"])
+def test_a_damaged_first_page_in_the_log_is_mended_for_all_who_have_it_open(path: Path, length: int) -> None:
+    """Catches: a database whose header is mended in the file, while the one that counts is in the log."""
+    with closing(SQLiteStore(path, durability="normal")) as one, closing(SQLiteStore(path, durability="normal")) as two:
+        for _ in range(60):
+            one.put(ticket(), recording(b"x" * 5000), now=0)
+        before = one.counts(), two.counts()
+        assert before[0] == before[1]
+        log = path.with_name("line.db-wal")
+        with log.open("r+b") as file:
+            file.seek(first_pages(path)[-1])
+            file.write(JUNK[:length])
+        content = log.read_bytes()
+        for store in (one, two):
+            store._connections._close_idle()
+            with pytest.raises(StoreUnavailable, match="not a database"):
+                store.put(ticket(), recording(), now=1)
+        for now in (100.0, 101.0, 102.0):
+            for store in (one, two):
+                store.maintain(now=now)
+        (copy,) = mending.aside(path)
+        assert path.with_name(f"{copy}-wal").read_bytes() == content
+        assert (one.counts() == before[0]) is (length < PAGE)
+        for store in (one, two):
+            works(store)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_what_was_mended_in_the_log_is_kept_when_all_processes_are_killed(path: Path) -> None:
+    """Catches: a log of which nobody reads on behind the frame that was mended."""
+    with closing(SQLiteStore(path, durability="normal")) as store:
+        for _ in range(60):
+            store.put(ticket(), recording(b"x" * 5000), now=0)
+        assert store.counts()  # keeps the log open
+        with path.with_name("line.db-wal").open("r+b") as file:
+            file.seek(first_pages(path)[-1])
+            file.write(JUNK[:100])
+        store._connections._close_idle()
+        store._connections.broken = True
+        store.maintain(now=100)
+        last = store.put(ticket(), recording(), now=1)
+        left = path.with_name("left.db")
+        for end in ("", "-wal"):
+            shutil.copy(f"{path}{end}", f"{left}{end}")
+    with closing(SQLiteStore(left)) as store:
+        assert store.get(last.id).id == last.id
+        assert sum(tally.queued for tally in store.counts().values()) == 61 + 60 + 1
+
+
+@pytest.mark.parametrize("pages", [1, 3, 10.5])
+def test_a_file_that_was_cut_short_is_mended(path: Path, pages: float) -> None:
+    """Catches: a database that SQLite refuses to write to, because it is shorter than its header says."""
+    with closing(SQLiteStore(path, durability="normal")) as one, closing(SQLiteStore(path, durability="normal")) as two:
+        assert one.counts() == two.counts()
+        overwrite(path, path.read_bytes()[: int(pages * PAGE)])
+        with pytest.raises(StoreUnavailable, match="malformed"):
+            use(one)
+        for store in (one, two):
+            store.maintain(now=100)
+        assert len(mending.aside(path)) == 1
+        for store in (one, two):
+            works(store)
 
 
 def test_one_process_mends_and_the_others_go_on_with_what_it_left(path: Path) -> None:
@@ -257,10 +390,10 @@ def test_a_sound_database_is_looked_through_once_after_a_start_and_once_a_day(
     """Catches: a database that is read from end to end every second; one that never is."""
     looks: list[Path] = []
 
-    def mend(path: Path, **_keys: float) -> bool:
+    def mend(path: Path, **_keys: float) -> mending.Look:
         looks.append(path)
         os.utime(f"{path}-lock")
-        return True
+        return mending.Look.SOUND
 
     monkeypatch.setattr(mending, "mend", mend)
     (path.parent / "line.db-lock").touch()
@@ -327,7 +460,7 @@ def test_a_full_disk_is_no_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -
     looks = []
     mend = mending.mend
 
-    def counted(*args: Any, **keys: Any) -> bool:
+    def counted(*args: Any, **keys: Any) -> mending.Look:
         looks.append(args)
         return mend(*args, **keys)
 
@@ -339,6 +472,50 @@ def test_a_full_disk_is_no_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert mending.aside(path) == []
     assert store.claim("w", now=1, lease=30, routes=ROUTES) is not None
     store.close()
+
+
+def test_a_broken_database_is_mended_within_seconds_however_short_ago_it_was_looked_through(path: Path) -> None:
+    """Catches: a site without a line for a minute after a start, a full disk, or the damage before this one."""
+    sound = path.read_bytes()
+    with closing(SQLiteStore(path, durability="normal")) as one, closing(SQLiteStore(path, durability="normal")) as two:
+        one._connections.failed(sqlite3.OperationalError("database or disk is full"))
+        one.maintain(now=100)
+        two.maintain(now=100)
+        for broken in (101, 106, 111):
+            one._upkeep._checkpointer._carry_over("TRUNCATE")
+            overwrite(path, JUNK[:100] + sound[100:])
+            for store in (one, two):
+                store._connections._close_idle()
+                with pytest.raises(StoreUnavailable, match="not a database"):
+                    store.put(ticket(), recording(), now=1)
+            for now in range(broken, broken + 5):
+                for store in (two, one):  # who was quicker leaves the other one nothing to mend
+                    store.maintain(now=now)
+            for store in (one, two):
+                works(store)
+        assert len(mending.aside(path)) == 3
+
+
+@pytest.mark.parametrize("outcome", [mending.Look.SOUND, OSError("planted")], ids=["sound", "failed"])
+def test_a_look_that_mends_nothing_is_not_repeated_every_second(
+    path: Path, monkeypatch: pytest.MonkeyPatch, outcome: object
+) -> None:
+    """Catches: a processor that does nothing else while SQLite insists that the database is broken."""
+    looks: list[Path] = []
+
+    def mend(path: Path, **_keys: float) -> object:
+        looks.append(path)
+        if isinstance(outcome, OSError):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(mending, "mend", mend)
+    with closing(SQLiteStore(path, durability="normal")) as store:
+        for now in range(200, 207):
+            store._connections.failed(sqlite3.DatabaseError("database disk image is malformed"))
+            with suppress(StoreUnavailable):
+                store.maintain(now=now)
+    assert len(looks) == 3
 
 
 def test_a_run_that_was_under_way_is_refused_and_nothing_breaks(path: Path) -> None:
@@ -536,12 +713,12 @@ def test_a_new_file_is_not_taken_for_one_that_was_emptied(path: Path, monkeypatc
     making = opening._make_schema
     tried: list[str] = []
 
-    def slowly(*args: Any) -> None:
+    def slowly(*args: Any, **keys: Any) -> None:
         if not tried:
             tried.append("another one")
             with pytest.raises(StoreUnavailable, match="mending"):
                 SQLiteStore(path, durability="normal")
-        making(*args)
+        making(*args, **keys)
 
     monkeypatch.setattr(opening, "_make_schema", slowly)
     with closing(SQLiteStore(path, durability="normal")) as store:

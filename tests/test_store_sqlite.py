@@ -177,6 +177,16 @@ def test_what_is_there_already_is_made_private(path: Path) -> None:
         assert stat.S_IMODE(bodies.stat().st_mode) == 0o700
 
 
+def test_a_line_that_others_could_read_is_made_private_with_its_log(path: Path) -> None:
+    """Catches: files beside the database that SQLite makes with its old mode."""
+    SQLiteStore(path).close()
+    path.chmod(0o664)
+    with closing(SQLiteStore(path)) as store:
+        store.put(ticket(), recording(), now=0)
+        beside = [path, *(path.with_name(f"{path.name}{end}") for end in ("-wal", "-shm"))]
+        assert {stat.S_IMODE(file.stat().st_mode) for file in beside} == {0o600}
+
+
 def test_every_folder_that_is_made_is_private(tmp_path: Path) -> None:
     """Catches: a folder on the way that others can look into."""
     SQLiteStore(tmp_path / "var" / "line" / "a.db").close()
@@ -231,17 +241,39 @@ def test_the_file_system_is_that_of_the_deepest_mount(path: str, found: str) -> 
     assert filesystem_type(path, MOUNTS) == found
 
 
-@pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "fuse.sshfs", "lustre"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "fuse.sshfs", "lustre"),
+        *("vboxsf", "vmhgfs", "fuse.vmhgfs-fuse", "virtiofs", "prl_fs", "fuse.prl_fsd"),
+    ],
+)
 def test_network_file_systems_are_refused(tmp_path: Path, kind: str) -> None:
     """Catches: SQLite on a file system whose locks do not hold."""
     with pytest.raises(StoreError, match=rf"{kind}, a network file system.*Redis"):
         refuse_network(tmp_path, f"1 0 0:1 / / rw - {kind} host rw")
 
 
-@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "tmpfs", "overlay", "zfs", "fuseblk", "virtiofs", ""])
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "tmpfs", "overlay", "zfs", "fuseblk", ""])
 def test_local_file_systems_are_accepted(tmp_path: Path, kind: str) -> None:
     """Catches: a match on parts of the name."""
     refuse_network(tmp_path, f"1 0 0:1 / / rw - {kind} host rw" if kind else "")
+
+
+@pytest.mark.parametrize("mounted", ["", "line.db"], ids=["the folder", "the file"])
+def test_the_file_and_its_folder_must_both_be_local(path: Path, monkeypatch: pytest.MonkeyPatch, mounted: str) -> None:
+    """Catches: a database that is mounted into a local folder from another machine, or whose log would be there."""
+    mounts = {str(path.parent): "ext4", str(path): "ext4", str(path.parent / mounted): "nfs4"}
+    mountinfo = "\n".join(f"1 0 0:1 / {point} rw - {kind} host rw" for point, kind in mounts.items())
+    reading = Path.read_text
+
+    def read(file: Path, *args: str) -> str:
+        return mountinfo if file == Path("/proc/self/mountinfo") else reading(file, *args)
+
+    monkeypatch.setattr(Path, "read_text", read)
+    with pytest.raises(StoreError, match="nfs4, a network file system"):
+        SQLiteStore(path)
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("found", [b"a text file that is longer than nothing at all\n" * 100, b"\0" * 4096])
@@ -254,13 +286,16 @@ def test_a_file_that_is_no_database_is_named_and_left_alone(path: Path, found: b
 
 
 def test_the_database_of_another_program_is_left_alone(path: Path) -> None:
-    """Catches: our tables among those of the site."""
+    """Catches: our tables among those of the site; a file that the site cannot read any more."""
     with closing(sqlite3.connect(path)) as other:
         other.execute("CREATE TABLE users (name)")
+    path.chmod(0o664)
     before = path.read_bytes()
     with pytest.raises(StoreError, match=r"line\.db is a database of another program"):
         SQLiteStore(path)
     assert path.read_bytes() == before
+    assert stat.S_IMODE(path.stat().st_mode) == 0o664
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 @pytest.mark.parametrize(("version", "words"), [(0, "an older"), (opening.SCHEMA_VERSION + 1, "a newer")])

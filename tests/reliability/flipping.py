@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import time
 from contextlib import closing
 from pathlib import Path
 
+from tests.reliability.children import run
+from tests.reliability.running import BACK
 from tests.support import ini, until
 from tests.wsgi import Result, call
 from wsgi_admission import AdmissionMiddleware
@@ -26,6 +29,8 @@ ANSWERED = 2.0 + 1.0
 TICKETS = 60
 #: How many of them still wait.
 WAIT = 20
+#: Sizes of the log's header, of a frame's, and of a page.
+LOG_HEADER, FRAME_HEADER, PAGE = 32, 24, 4096
 
 
 def echo(environ: dict[str, object], start_response: object) -> list[bytes]:
@@ -46,6 +51,15 @@ def body(number: int) -> bytes:
     return f"{number} ".encode() * (1 + number * 397 % 16000)
 
 
+def flip(file: Path, place: int, bit: int) -> None:
+    """Turn over one bit of a byte."""
+    with file.open("r+b") as content:
+        content.seek(place)
+        byte = content.read(1)[0]
+        content.seek(place)
+        content.write(bytes([byte ^ (1 << bit)]))
+
+
 def prepare(folder: Path) -> dict[str, int]:
     """Make a database with tickets of which some still wait; return id -> number."""
     sent = {}
@@ -57,6 +71,38 @@ def prepare(folder: Path) -> dict[str, int]:
             store = site.process().store
             until(lambda: not replays or not any(t.queued + t.processing for t in store.counts().values()))  # noqa: B023 - called at once
     return sent
+
+
+def look_beside(folder: Path, sent: dict[str, int], told: Path, number: int) -> None:
+    """Ask a site whose log has one wrong byte, while another process has it open and written it.
+
+    :param number: which byte: 0 is one of the newest first page, the others are anywhere.
+    """
+    log = folder / "admission.db-wal"
+    with closing(AdmissionMiddleware(echo, folder / "admission.ini", replays=False)) as site:
+        new = {call(site, "/echo", "POST", body(more)).json()["request_id"]: more for more in range(WAIT)}
+        content = log.read_bytes()
+        frames = range(LOG_HEADER, len(content), FRAME_HEADER + PAGE)
+        dice = random.Random(number)  # noqa: S311 - repeatable
+        place = dice.choice(frames) + dice.randrange(FRAME_HEADER + PAGE)
+        if number == 0:
+            place = [frame for frame in frames if content[frame : frame + 4] == b"\0\0\0\1"][-1] + FRAME_HEADER
+        flip(log, place, dice.randrange(8))
+        code = run(look, folder, sent | new, told)
+        wrong = json.loads(told.read_text()) if told.exists() else []
+        _line(Asked(site, wrong), wrong)
+    if code == 0:
+        told.write_text(json.dumps(wrong))
+
+
+def _line(asked: Asked, wrong: list[tuple[str, str]]) -> None:
+    """Wait until new requests get a place in the line."""
+    end = time.monotonic() + BACK
+    while (result := asked.ask("/echo", "POST", b"new")) is None or result.status[:3] != "202":
+        if time.monotonic() > end:
+            wrong.append(("down", f"no line: {result and (result.status, result.body[:200])}"))
+            return
+        time.sleep(0.05)  # waits for the housekeeper
 
 
 class Asked:
@@ -92,7 +138,10 @@ def look(folder: Path, sent: dict[str, int], told: Path) -> None:
         end = time.monotonic() + 3.0
         for ticket, number in sent.items():
             _ask_for(asked, ticket, number, end, wrong)
+        _line(asked, wrong)
         copies = mending.aside(folder / "admission.db")
+        if len(copies) > 1:
+            wrong.append(("down", f"{copies} fill the disk"))
         if copies:  # found, so that what was in the line may be lost with it
             wrong[:] = [(kind, what) for kind, what in wrong if kind not in {"lost", "stuck"}]
             health = asked.ask("/api/queue/health")

@@ -7,33 +7,35 @@ import random
 import shutil
 import sqlite3
 from collections import Counter
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from tests.reliability.children import run
-from tests.reliability.flipping import look, prepare
+from tests.reliability.flipping import flip, look, look_beside, prepare
 from tests.reliability.size import sized
 
 PAGES = sized(8, 200)
 #: Of these so many from the beginning of the file, where the roots of the tables and indexes are.
 ROOTS = sized(5, 60)
+#: And so many in the log, while two processes have it open.
+IN_LOG = sized(3, 40)
 
 
 class Flip(NamedTuple):
     """What a site did whose database had one wrong byte."""
 
-    page: int
-    offset: int
+    where: str
     died: bool
     wrong: list[tuple[str, str]]
 
 
 @pytest.fixture(scope="module")
 def flips(quick_folder: Path) -> list[Flip]:
-    """A site for each of so many pages."""
+    """A site for each of so many pages of the database and of its log."""
     start = quick_folder / "template"
     start.mkdir()
     sent = prepare(start)
@@ -43,23 +45,33 @@ def flips(quick_folder: Path) -> list[Flip]:
     assert pages >= 200
     dice = random.Random("flips")  # noqa: S311 - repeatable
     found = []
-    chosen = [*dice.choices(range(24), k=ROOTS), *dice.sample(range(24, pages), PAGES - ROOTS)]
-    for number, page in enumerate(chosen):
-        folder = shutil.copytree(start, quick_folder / str(number))
-        offset = dice.randrange(size)
-        with (folder / "admission.db").open("r+b") as file:
-            file.seek(page * size + offset)
-            byte = file.read(1)[0]
-            file.seek(-1, 1)
-            file.write(bytes([byte ^ (1 << dice.randrange(8))]))
-        config = (folder / "admission.ini").read_text().replace(str(start), str(folder))
-        (folder / "admission.ini").write_text(config)
-        told = folder / "told"
-        code = run(look, folder, sent, told)
-        wrong = json.loads(told.read_text()) if told.exists() else []
-        found.append(Flip(page, offset, code != 0, [(kind, what) for kind, what in wrong]))
-        shutil.rmtree(folder)
+    for page in [*dice.choices(range(24), k=ROOTS), *dice.sample(range(24, pages), PAGES - ROOTS)]:
+        with copied(start, quick_folder / "site") as folder:
+            offset = dice.randrange(size)
+            flip(folder / "admission.db", page * size + offset, dice.randrange(8))
+            found.append(told(f"page {page}, {offset}", look, folder, sent))
+    for number in range(IN_LOG):
+        with copied(start, quick_folder / "site") as folder:
+            found.append(told(f"log {number}", look_beside, folder, sent, number))
     return found
+
+
+@contextmanager
+def copied(start: Path, folder: Path) -> Iterator[Path]:
+    """Copy a site to a folder that is removed afterwards."""
+    shutil.copytree(start, folder)
+    config = (folder / "admission.ini").read_text().replace(str(start), str(folder))
+    (folder / "admission.ini").write_text(config)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def told(where: str, step: Callable[..., None], folder: Path, sent: dict[str, int], *how: int) -> Flip:
+    """Let a process look at a site; return what it told."""
+    file = folder / "told"
+    code = run(step, folder, sent, file, *how)
+    wrong = json.loads(file.read_text()) if file.exists() else []
+    return Flip(where, code != 0 or not file.exists(), [(kind, what) for kind, what in wrong])
 
 
 def test_the_site_stays_up_whichever_byte_is_wrong(flips: list[Flip]) -> None:

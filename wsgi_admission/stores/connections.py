@@ -32,11 +32,11 @@ from wsgi_admission.stores import forks
 from wsgi_admission.stores.breaker import Breaker, Tripped
 from wsgi_admission.stores.mark import Mark
 
-# SQLITE_CORRUPT; what our statements meet when the text of the schema is hit; and what SQLite says when the list of
-# free pages leads beyond the end of the file.
-_DAMAGE = re.compile(
-    r"malformed|no such (?:table|column|index)|has no column|database or disk is full|not a database|unsupported file"
-)
+# SQLITE_CORRUPT, SQLITE_NOTADB and their like ...
+_BROKEN = re.compile(r"malformed|not a database|unsupported file")
+# ... what our statements meet when the text of the schema is hit; and what SQLite says when the list of free pages
+# leads beyond the end of the file.
+_PERHAPS = re.compile(r"no such (?:table|column|index)|has no column|database or disk is full")
 # One damaged text must not make the line unreadable.
 _TEXT = functools.partial(str, encoding="utf-8", errors="replace")
 #: Seconds that a fork waits for transactions that are under way.
@@ -127,7 +127,12 @@ def unavailable(path: Path, error: Exception | str) -> StoreUnavailable:
 
 def is_damage(error: BaseException) -> bool:
     """Whether SQLite says that the content of the file is broken, or something that could come of it."""
-    return isinstance(error, sqlite3.DatabaseError) and bool(_DAMAGE.search(str(error)))
+    return is_broken(error) or (isinstance(error, sqlite3.DatabaseError) and bool(_PERHAPS.search(str(error))))
+
+
+def is_broken(error: BaseException) -> bool:
+    """Whether SQLite says that the content of the file is broken, and nothing else can be the reason."""
+    return isinstance(error, sqlite3.DatabaseError) and bool(_BROKEN.search(str(error)))
 
 
 class Connections(forks.Forkable):
@@ -141,6 +146,8 @@ class Connections(forks.Forkable):
 
     #: Whether an error told of damage, perhaps; whoever has looked, and mended it, sets this back.
     damaged = False
+    #: Whether an error told of nothing but damage; set back likewise.
+    broken = False
 
     def __init__(self, path: Path, *, full: bool, patience: float) -> None:
         self.path = path
@@ -228,6 +235,7 @@ class Connections(forks.Forkable):
     def failed(self, error: Exception) -> StoreUnavailable:
         """Return what to raise for an error, and remember if it tells of damage."""
         self.damaged = self.damaged or is_damage(error)
+        self.broken = self.broken or is_broken(error)
         return unavailable(self.path, error)
 
     @property

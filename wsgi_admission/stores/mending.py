@@ -7,21 +7,27 @@ notices (https://www.sqlite.org/howtocorrupt.html, 2.5, and https://www.sqlite.o
 
 A file whose header is broken, or that was emptied, is none that SQLite would open, and an empty one would cost the
 others the log that they have open.  So it first gets a new header, in its place
-(https://www.sqlite.org/fileformat.html, 1.3): if nothing else is wrong that is all it needs.
+(https://www.sqlite.org/fileformat.html, 1.3): if nothing else is wrong that is all it needs.  While the log is in use
+its newest first page is the one that counts, and gets a header likewise.
 
-What was in the line is lost with it; the copy is for whoever wants to save what can be read.
+What was in the line is lost with it; the copy is for whoever wants to save what can be read.  Until the mending has
+succeeded there is one copy, which the next attempt uses again or replaces.
 """
 
 from __future__ import annotations
 
+import errno
 import glob
+import itertools
 import logging
 import os
 import shutil
 import sqlite3
 import struct
 import time
+from array import array
 from contextlib import closing, suppress
+from enum import Enum
 from pathlib import Path
 
 from wsgi_admission.stores import forks
@@ -39,13 +45,35 @@ LOOKED_THROUGH = 256 << 20
 # The size of the pages of every database that we make, and what follows the header in one that has no tables.
 _PAGE = 4096
 _EMPTY = struct.pack(">BHHHB", 13, 0, 0, _PAGE, 0)
-#: What the copies' names have behind that of the database.
+# Of the header: what is the same in all of ours, and where what follows the size, the free pages and the cookie is so.
+_CONSTANT, _CONSTANT_TOO = slice(0, 24), slice(56, 72)
+# Sizes in the log and its index, https://www.sqlite.org/walformat.html.
+_LOG_HEADER, _FRAME_HEADER, _INDEX_HEADER, _INDEX_BLOCK = 32, 24, 136, 32 << 10
+#: What the copies' names have behind that of the database ...
 ASIDE = ".damaged-"
+#: ... and behind that, instead of the time, while the database could not be mended yet.
+UNFINISHED = "unfinished"
+#: How many copies are kept: a disk that goes on damaging the database would fill itself with them.
+KEPT = 8
+
+# What was opened beside SQLite.  It stays open, for the next time: closing any descriptor of a file drops the locks
+# that SQLite holds on it.
+_descriptors: dict[Path, int] = {}
+
+
+class Look(Enum):
+    """What came of looking for damage."""
+
+    SOUND = "sound"
+    MENDED = "mended"
+    #: Another process of the host is at it.
+    ELSEWHERE = "elsewhere"
 
 
 def aside(path: Path) -> list[str]:
     """Return the names of the copies of damaged databases that stand beside this one, oldest first."""
-    return sorted(copy.name for copy in path.parent.glob(f"{glob.escape(path.name)}{ASIDE}*[0-9]"))
+    name = f"{glob.escape(path.name)}{ASIDE}"
+    return sorted(copy.name for end in ("*[0-9]", UNFINISHED) for copy in path.parent.glob(f"{name}{end}"))
 
 
 def due(path: Path, opened: float, *, now: float) -> bool:
@@ -74,39 +102,83 @@ def is_emptied(path: Path) -> bool:
         return False
 
 
-def mend(path: Path, *, patience: float) -> bool:
+def mend(path: Path, *, patience: float) -> Look:
     """Look whether the database is damaged; if it is, put a copy aside and empty it.
 
     :param patience: seconds to wait while others keep the file locked.
-    :return: whether it is sound now; False when another process of the host is at it.
     :raises OSError: when the copy cannot be made: then nothing is emptied.
     :raises sqlite3.Error: when the database cannot be emptied.
     :raises StoreMismatch: when it is another version's, which alone can tell whether it is damaged.
     """
     with host_lock(f"{path}-lock") as held:
         if not held:
-            return False
+            return Look.ELSEWHERE
         os.utime(f"{path}-lock")
-        copy = _copy_headless(path, patience)
-        with closing(_open(path, patience)) as connection:
-            if _is_sound(connection, path):
-                if copy is not None:
-                    log.error("the header of the database %s was damaged and is mended; a copy of it is %s", path, copy)
-                return True
-            copy = copy or _copy(path, connection)
-            # Where only an index is wrong nothing is lost: it is made anew from its table.
-            with suppress(sqlite3.DatabaseError):
-                connection.execute("REINDEX")
-                if _is_sound(connection, path):
-                    log.error("an index of the database %s was damaged and is mended; a copy of it is %s", path, copy)
-                    return True
-            with closing(empty()) as nothing:
-                nothing.backup(connection)
+        what = _mend(path, patience)
+        copy = _finished(path)
+        if copy is None:
+            return Look.SOUND
         bodies = path.with_name(f"{path.name}.bodies")
-        if bodies.is_dir():
+        if what is None and bodies.is_dir():
             bodies.rename(copy.with_name(f"{copy.name}.bodies"))
-    log.error("the database %s was damaged; the line begins anew, and a copy of it is %s", path, copy)
-    return True
+    if what is None:
+        log.error("the database %s was damaged; the line begins anew, and a copy of it is %s", path, copy)
+    else:
+        log.error("%s of the database %s was damaged and is mended; a copy of it is %s", what, path, copy)
+    return Look.MENDED
+
+
+def _mend(path: Path, patience: float) -> str | None:
+    """Mend what is damaged, once there is a copy; return what that was, None if the line had to begin anew."""
+    what: str | None = "something"
+    if not _has_header(path, patience):
+        what = "the header"
+        _copy(path)
+        _give_header(path)
+    with closing(_open(path, patience)) as connection:
+        if not _is_sound(connection, path):
+            what = "an index" if _is_mended_by_index(connection, path) else None
+            if what is None:
+                _empty(connection, path)
+        if _unfinished(path).exists():
+            # What follows a damaged frame is not read again once the processes that have the log open are gone.
+            with suppress(sqlite3.OperationalError):  # then the checkpointer does it
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    return what
+
+
+def _is_mended_by_index(connection: sqlite3.Connection, path: Path) -> bool:
+    """Copy the database while nobody writes, and make its indexes anew; return whether that was all it needed."""
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+    except sqlite3.DatabaseError as error:
+        if not is_damage(error):  # a damaged one may refuse
+            raise
+    try:
+        _copy(path)
+        with suppress(sqlite3.DatabaseError):
+            connection.execute("REINDEX")
+            if not _missing(connection) and _is_whole(connection):
+                connection.execute("COMMIT")
+                return True
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+    return False
+
+
+def _empty(connection: sqlite3.Connection, path: Path) -> None:
+    """Put an empty line in the place of all that is there."""
+    # SQLite refuses to write to a file that is shorter than its header says, unless somebody knows what he does.
+    connection.execute("PRAGMA writable_schema = ON")
+    with closing(empty()) as nothing:
+        try:
+            nothing.backup(connection)
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            _give_header(path, anew=True)
+            nothing.backup(connection)
 
 
 def _open(path: Path, patience: float) -> sqlite3.Connection:
@@ -117,23 +189,53 @@ def _open(path: Path, patience: float) -> sqlite3.Connection:
     return connection
 
 
-def _copy_headless(path: Path, patience: float) -> Path | None:
-    """Copy a file that SQLite does not take for a database, and give it a header; return the copy, if there is one."""
-    if not is_emptied(path):
-        with closing(_open(path, patience)) as connection:
-            try:
-                connection.execute("PRAGMA schema_version").fetchone()
-            except sqlite3.DatabaseError as error:
-                if "not a database" not in str(error) and "unsupported file" not in str(error):
-                    raise
-            else:
-                return None
-    copy = _copy(path, None)
-    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)  # left open, as in _copy_file
-    whole = os.fstat(descriptor).st_size >= _PAGE
-    os.pwrite(descriptor, _header() if whole else (_header() + _EMPTY).ljust(_PAGE, b"\0"), 0)
-    os.fsync(descriptor)
-    return copy
+def _has_header(path: Path, patience: float) -> bool:
+    """Whether SQLite takes the file for a database."""
+    if is_emptied(path):
+        return False
+    with closing(_open(path, patience)) as connection:
+        try:
+            connection.execute("PRAGMA schema_version").fetchone()
+        except sqlite3.DatabaseError as error:
+            if "not a database" in str(error) or "unsupported file" in str(error):
+                return False
+            if not is_damage(error):
+                raise
+    return True
+
+
+def _give_header(path: Path, *, anew: bool = False) -> None:
+    """Put the header of a database of ours where there is none.
+
+    :param anew: whether the page that it stands on is to be that of an empty database.
+    """
+    ours = _header()
+    for file, place in [(path, 0), *_first_page_in_log(path)]:
+        descriptor = _descriptor(file)
+        found = os.pread(descriptor, _PAGE, place)
+        if anew or len(found) < _PAGE:
+            os.pwrite(descriptor, (ours + _EMPTY).ljust(_PAGE, b"\0"), place)
+        elif found[_CONSTANT] != ours[_CONSTANT]:
+            hardly = found[_CONSTANT_TOO] == ours[_CONSTANT_TOO]
+            os.pwrite(descriptor, ours[_CONSTANT] if hardly else ours, place)
+        os.fsync(descriptor)
+    _stamp(path)
+
+
+def _first_page_in_log(path: Path) -> list[tuple[Path, int]]:
+    """Return the log, and where in it the newest first page stands, if it has one for those who have it open."""
+    try:
+        index = _content(Path(f"{path}-shm"))
+    except FileNotFoundError:
+        return []
+    if len(index) < _INDEX_BLOCK:
+        return []
+    (frames,) = struct.unpack_from("=I", index, 16)
+    pages = array("I", index[_INDEX_HEADER : _INDEX_BLOCK // 2])
+    for block in range(_INDEX_BLOCK, len(index), _INDEX_BLOCK):
+        pages.frombytes(index[block : block + _INDEX_BLOCK // 2])
+    newest = [frame for frame, page in enumerate(pages[:frames]) if page == 1][-1:]
+    return [(Path(f"{path}-wal"), _LOG_HEADER + frame * (_FRAME_HEADER + _PAGE) + _FRAME_HEADER) for frame in newest]
 
 
 def _header() -> bytes:
@@ -214,33 +316,92 @@ def _is_mended(connection: sqlite3.Connection, path: Path) -> bool:
     return mended
 
 
-def _copy(path: Path, connection: sqlite3.Connection | None) -> Path:
-    """Copy the database and its log while nobody writes; return the copy's path."""
-    copy = path.with_name(f"{path.name}{ASIDE}{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}")
-    if connection is not None:
-        with suppress(sqlite3.DatabaseError):  # a damaged one may refuse
-            connection.execute("BEGIN IMMEDIATE")
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f"{path.name}{ASIDE}{UNFINISHED}")
+
+
+def _copied(path: Path) -> list[tuple[Path, Path]]:
+    """Return the files of the database that are there, each with its place in the copy."""
+    copy, log = _unfinished(path), Path(f"{path}-wal")
+    # SQLite makes an empty log as soon as the database is opened.
+    pairs = [(log, Path(f"{copy}-wal"))] if log.exists() and not is_emptied(log) else []
+    return [*pairs, (path, copy)]
+
+
+def _copy(path: Path) -> None:
+    """Copy the database and its log, unless that was done and nothing has changed."""
+    if _is_copied(path):
+        return
+    _remove(_unfinished(path))
+    pairs = _copied(path)
+    if shutil.disk_usage(path.parent).free < sum(source.stat().st_size for source, _ in pairs):
+        raise OSError(errno.ENOSPC, "No space left for a copy of the damaged database")
     try:
-        for end in ("", "-wal"):
-            with suppress(FileNotFoundError):
-                _copy_file(Path(f"{path}{end}"), Path(f"{copy}{end}"))
-    finally:
-        if connection is not None and connection.in_transaction:
-            connection.execute("ROLLBACK")
-    return copy
+        for source, target in pairs:
+            _copy_file(source, target)
+    except BaseException:
+        _remove(_unfinished(path))
+        raise
 
 
 def _copy_file(source: Path, target: Path) -> None:
-    # Left open on purpose: closing any descriptor of the file drops the locks that SQLite holds on it.
-    descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        with (
-            os.fdopen(descriptor, "rb", closefd=False) as content,
-            os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as kept,
-        ):
-            shutil.copyfileobj(content, kept, 1 << 20)
-            kept.flush()
-            os.fsync(kept.fileno())
-    except OSError:
-        target.unlink(missing_ok=True)
-        raise
+    with (
+        os.fdopen(_descriptor(source), "rb", closefd=False) as content,
+        os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as kept,
+    ):
+        status = os.fstat(content.fileno())
+        content.seek(0)
+        shutil.copyfileobj(content, kept, 1 << 20)
+        kept.flush()
+        os.fsync(kept.fileno())
+        os.utime(kept.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _stamp(path: Path) -> None:
+    """Say in the times of the copy that it is one of the database as it is now."""
+    for source, target in _copied(path):
+        with suppress(FileNotFoundError):
+            status = source.stat()
+            os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _is_copied(path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return all(source.stat().st_mtime_ns == target.stat().st_mtime_ns for source, target in _copied(path))
+    return False
+
+
+def _finished(path: Path) -> Path | None:
+    """Give the copy its name for good; return it, None if there was nothing to copy."""
+    unfinished = _unfinished(path)
+    if not unfinished.exists():
+        return None
+    finished = [copy for copy in aside(path) if copy != unfinished.name]
+    for old in finished[KEPT - 1 :]:  # the first ones have what was there when the trouble began
+        _remove(path.with_name(old))
+    name = f"{path.name}{ASIDE}{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    copy = path.with_name(next(name for name in names if name not in finished))
+    for end in ("-wal", ""):
+        with suppress(FileNotFoundError):
+            Path(f"{unfinished}{end}").rename(f"{copy}{end}")
+    return copy
+
+
+def _remove(copy: Path) -> None:
+    for end in ("", "-wal"):
+        Path(f"{copy}{end}").unlink(missing_ok=True)
+    shutil.rmtree(f"{copy}.bodies", ignore_errors=True)
+
+
+def _descriptor(file: Path) -> int:
+    """Open a file that SQLite may have open too, or return what was opened of it before."""
+    descriptor = _descriptors.get(file)
+    if descriptor is None or not os.path.samestat(os.fstat(descriptor), file.lstat()):
+        descriptor = _descriptors[file] = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    return descriptor
+
+
+def _content(file: Path) -> bytes:
+    descriptor = _descriptor(file)
+    return os.pread(descriptor, os.fstat(descriptor).st_size, 0)

@@ -26,8 +26,9 @@ SCHEMA_VERSION = 2
 
 #: File systems whose locks or shared memory do not hold between machines, or not at all.
 _NETWORK = re.compile(
-    r"nfs\d*|cifs|smb\w*|9p|ceph|afs|coda|ncpfs|lustre|glusterfs|beegfs\w*|gpfs|ocfs2|gfs2|orangefs|pvfs2|vboxsf|"
-    r"fuse\.(?:sshfs|glusterfs|ceph\S*|s3fs|rclone|gcsfuse|davfs\S*|mfs|juicefs\S*|goofys|smb\S*|cvmfs\S*)"
+    r"nfs\d*|cifs|smb\w*|9p|ceph|afs|coda|ncpfs|lustre|glusterfs|beegfs\w*|gpfs|ocfs2|gfs2|orangefs|pvfs2|"
+    r"vboxsf|vmhgfs|virtiofs|prl_fs|"  # between a virtual machine and its host
+    r"fuse\.(?:vmhgfs\S*|prl_fs\S*|sshfs|glusterfs|ceph\S*|s3fs|rclone|gcsfuse|davfs\S*|mfs|juicefs\S*|goofys|smb\S*|cvmfs\S*)"
 )
 
 
@@ -99,6 +100,7 @@ def _make_folder(path: Path) -> None:
     except OSError:
         mountinfo = ""  # no Linux, or a closed jail: then nothing is known against the path
     refuse_network(path.parent, mountinfo)
+    refuse_network(path, mountinfo)  # a single file can be mounted, too
     for folder in reversed([path.parent, *path.parent.parents]):
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)  # of several that are missing each is private
@@ -123,26 +125,34 @@ def _make_new(path: Path, patience: float) -> bool:
 def _make_complete(path: Path, patience: float) -> None:
     """Make what is missing in a file of ours."""
     _refuse_others(path)
-    for end in ("-wal", "-shm", "-lock", "-mark"):
+    beside = [Path(f"{path}{end}") for end in ("-wal", "-shm", "-lock", "-mark")]
+    for file in beside:
         with contextlib.suppress(FileNotFoundError):
-            _refuse_others(Path(f"{path}{end}"))
+            _refuse_others(file)
     connection = connect(path, patience=patience, made=False)
     try:
+        ours = patiently(lambda: _looks_ours(connection, path), patience)
+        for file in [path, *beside]:  # not before: it may be another program's
+            _make_private(file)
         connection.wait_for_disk(full=True)
-        _make_schema(connection, path, patience)
+        _make_schema(connection, path, patience, ours=ours)
     finally:
         connection.close()
 
 
 def _refuse_others(path: Path) -> None:
-    """Raise unless it is a plain file of our own; make it private."""
+    """Raise unless it is a plain file of our own."""
     status = path.lstat()
     if not stat.S_ISREG(status.st_mode):
         raise StoreError(f"{path} is not a plain file; links and devices are refused.")
     if status.st_uid != os.geteuid():
         raise StoreError(f"{path} belongs to user {status.st_uid}; this process runs as user {os.geteuid()}.")
-    if status.st_mode & 0o077:
-        path.chmod(0o600)
+
+
+def _make_private(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
 
 
 def remove_log(path: Path) -> None:
@@ -151,8 +161,7 @@ def remove_log(path: Path) -> None:
         Path(f"{path}{end}").unlink(missing_ok=True)
 
 
-def _make_schema(connection: sqlite3.Connection, path: Path, patience: float) -> None:
-    ours = patiently(lambda: _looks_ours(connection, path), patience)
+def _make_schema(connection: sqlite3.Connection, path: Path, patience: float, *, ours: bool) -> None:
     if not ours:
         # Before the first page is written, and so before the journal mode: later it has no effect.
         patiently(lambda: connection.execute("PRAGMA auto_vacuum = INCREMENTAL"), patience)

@@ -10,12 +10,15 @@ from wsgi_admission.errors import StoreError
 from wsgi_admission.stores import mending, opening
 from wsgi_admission.stores.checkpoints import Checkpointer, host_lock
 from wsgi_admission.stores.connections import Connections, is_damage, unavailable
+from wsgi_admission.stores.mending import Look
 from wsgi_admission.stores.watch import Watch
 
 log = logging.getLogger("wsgi_admission.stores")
 
-#: Seconds between two looks through the whole database for damage: a full disk, too, gives reason for one.
+#: Seconds between two looks through the whole database for what may be damage: a full disk, too, gives reason for one.
 LOOK_AGAIN = 60.0
+#: Seconds until the next one if a look could not be had, or if SQLite insists that a sound database is damaged.
+RETRY = 3.0
 
 
 def prepare(path: Path, *, patience: float) -> None:
@@ -25,7 +28,7 @@ def prepare(path: Path, *, patience: float) -> None:
     """
     # Only a file that we have had open before: another one may be somebody's.
     ours = path.with_name(f"{path.name}-mark").exists()
-    if ours and mending.is_emptied(path) and not _mend(path, patience):
+    if ours and mending.is_emptied(path) and _mend(path, patience) is Look.ELSEWHERE:
         raise unavailable(path, "somebody else is at mending it")
     try:
         opening.prepare(path, patience=patience)
@@ -48,7 +51,8 @@ class Upkeep:
         self._path, self._patience = connections.path, connections.patience
         self._checkpointer = Checkpointer(connections)
         self._opened = opened
-        self._looked = -LOOK_AGAIN  # for damage
+        # When it was looked through, and for how long that will do.
+        self._looked, self._pause = -LOOK_AGAIN, 0.0
 
     def maintain(self, *, now: float) -> None:
         """Do what is to be done now.
@@ -57,13 +61,19 @@ class Upkeep:
         """
         if self._connections.moved:
             self._begin_anew()
-        emptied = mending.is_emptied(self._path)
-        due = emptied or self._connections.damaged or mending.due(self._path, self._opened, now=now)
-        if due and (emptied or abs(now - self._looked) >= LOOK_AGAIN):
-            self._connections.damaged = not _mend(self._path, self._patience)
-            if not self._connections.damaged:
-                self._looked = now
+        broken = self._connections.broken or mending.is_emptied(self._path)
+        due = broken or self._connections.damaged or mending.due(self._path, self._opened, now=now)
+        if due and abs(now - self._looked) >= (min(self._pause, RETRY) if broken else self._pause):
+            self._look(now)
         self._checkpointer.maintain(now=now)
+
+    def _look(self, now: float) -> None:
+        """Look for damage, and mend it; not again at once if that fails, or if there was none."""
+        self._looked, self._pause = now, RETRY
+        look = _mend(self._path, self._patience)
+        self._pause = LOOK_AGAIN if look is Look.SOUND else 0.0
+        if look is not Look.ELSEWHERE:
+            self._connections.damaged = self._connections.broken = False
 
     def _begin_anew(self) -> None:
         """Take up what is at the path now, or make it; the log that is left over from the other file is not its own."""
@@ -84,7 +94,7 @@ class Upkeep:
         )
 
 
-def _mend(path: Path, patience: float) -> bool:
+def _mend(path: Path, patience: float) -> Look:
     try:
         return mending.mend(path, patience=patience)
     except (sqlite3.Error, OSError) as error:
