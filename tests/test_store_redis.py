@@ -11,7 +11,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,7 +27,7 @@ from wsgi_admission.errors import ConfigError, LeaseLost, StoreError, StoreMisma
 from wsgi_admission.stores import check_url, fitness, news, open_store
 from wsgi_admission.stores import redis as module
 from wsgi_admission.stores.breaker import PAUSE
-from wsgi_admission.stores.records import INLINE_BODY, Tally
+from wsgi_admission.stores.records import INLINE_BODY, Tally, Worker
 from wsgi_admission.stores.redis import RedisStore
 from wsgi_admission.stores.scripts import FIELDS, KEYS, key
 from wsgi_admission.stores.servers import Servers
@@ -278,22 +278,71 @@ def test_a_server_that_evicts_is_refused(folder: Path, kind: str, policy: str) -
         server.stop()
 
 
-def test_a_server_without_memory_keeps_what_it_has_and_takes_no_more(folder: Path, kind: str) -> None:
+def test_a_server_without_memory_keeps_what_it_has_and_takes_no_more(server: RedisServer, store: RedisStore) -> None:
     """Catches: steps that are half done when memory runs out, and workers that cannot end what they run."""
-    server = started(folder / "small", kind, "--maxmemory", "100mb")
+    kept = put(store)
+    with full(server), pytest.raises(StoreUnavailable, match="maxmemory"):
+        put(store, "bob")
+    assert store.counts()["donor", "image"] == Tally(queued=1, accepted=1)
+    assert claim(store) == (kept, 1)
+    with full(server):
+        store.finish(kept, 1, State.COMPLETED, None, now=1)
+
+
+def test_what_runs_stays_its_worker_s_while_memory_is_used_up(server: RedisServer) -> None:
+    """Catches: a healthy run that is called dead by another process, as its lease could not be renewed."""
+    now = 0.0
+    with (
+        closing(RedisStore(server.url, skew=lambda: now)) as store,
+        closing(RedisStore(server.url, skew=lambda: now)) as other,
+    ):
+        store.put(ticket(crash_retries=0), recording(), now=0)
+        run = claim(store)
+        with full(server):
+            for now in (20.0, 40.0, 60.0):  # noqa: B007 - the clock
+                assert store.renew([run], lease=30) == {run}
+                assert other.renew([], lease=30) == set()
+                assert other.requeue_expired(now=0) == 0
+            now = 90.0
+            assert other.requeue_expired(now=0) == 1, "it died: that is noticed too"
+        assert store.get(run[0]).state is State.FAILED
+
+
+def test_the_line_moves_and_is_seen_while_memory_is_used_up(server: RedisServer, store: RedisStore) -> None:
+    """Catches: workers that see no line, reports that run out, and a start that fails, until memory is there again."""
+    put(store)
+    put(store, "bob")
+    with full(server), closing(RedisStore(server.url)) as other:
+        for left in (1, 0):
+            run = claim(store)
+            other.report(Worker("w", "h", 1, 1, 1), now=1)
+            assert (queued(other), len(other.statistics(now=1).workers)) == (left, 1)
+            store.finish(*run, State.COMPLETED, None, now=1)
+            assert other.changed() == store.changed()
+
+
+def test_who_runs_nothing_cannot_renew_either_where_nothing_can_be_written(
+    server: RedisServer, store: RedisStore
+) -> None:
+    """Catches: a process that takes leases of others for lost, as it alone never noticed that nobody could renew."""
+    put(store)
+    run = claim(store)
+    server.ask("REPLICAOF", "127.0.0.1", "1")  # whatever it is that refuses writing: a fail-over, a full disk
+    for held in ([run], []):
+        with pytest.raises(StoreUnavailable):
+            store.renew(held, lease=30)
+    server.ask("REPLICAOF", "NO", "ONE")
+    assert store.renew([run], lease=30) == {run}
+
+
+@contextmanager
+def full(server: RedisServer) -> Iterator[None]:
+    """Let the memory of the server be used up."""
+    assert server.ask("CONFIG", "SET", "maxmemory", "1").startswith(b"+OK")
     try:
-        with closing(RedisStore(server.url)) as store:
-            kept = put(store)
-            assert server.ask("CONFIG", "SET", "maxmemory", "1").startswith(b"+OK")
-            with pytest.raises(StoreUnavailable, match="maxmemory"):
-                put(store, "bob")
-            assert server.ask("CONFIG", "SET", "maxmemory", "0").startswith(b"+OK")
-            assert store.counts()["donor", "image"] == Tally(queued=1, accepted=1)
-            assert claim(store) == (kept, 1)
-            assert server.ask("CONFIG", "SET", "maxmemory", "1").startswith(b"+OK")
-            store.finish(kept, 1, State.COMPLETED, None, now=1)
+        yield
     finally:
-        server.stop()
+        assert server.ask("CONFIG", "SET", "maxmemory", "0").startswith(b"+OK")
 
 
 def test_a_server_that_is_too_old_is_refused(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:

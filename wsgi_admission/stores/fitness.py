@@ -35,12 +35,11 @@ def refuse_unfit(servers: Servers, line: str) -> None:
             f"{servers.shown} has the maxmemory-policy {policy!r}, by which accepted requests would be evicted; "
             "set it to noeviction."
         )
-    servers.call(b"HSETNX", key(line, "meta"), "schema", SCHEMA)
-    found = decode(servers.call(b"HGET", key(line, "meta"), "schema"))
-    if found != str(SCHEMA):
+    found = servers.run(script("schema"), [key(line, name) for name in KEYS], [0.0, SCHEMA])
+    if found != b"%d" % SCHEMA:
         raise StoreMismatch(
             f"The line {line!r} in {servers.shown} was written by another version of this package "
-            f"(schema {found}, expected {SCHEMA})."
+            f"(schema {decode(found)}, expected {SCHEMA})."
         )
     # Rights that nothing above needs, and every later step does.
     servers.run(script("version"), [key(line, name) for name in KEYS], [0.0])

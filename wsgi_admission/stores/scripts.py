@@ -54,6 +54,7 @@ _STILL = {
     "observe",
     "report",
     "prune_rest",
+    "schema",
 }
 
 
