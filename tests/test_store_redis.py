@@ -214,6 +214,29 @@ def test_a_claim_without_an_answer_is_given_back(server: RedisServer, store: Red
     assert store.counts()["donor", "image"].processing == 2
 
 
+def test_what_had_no_answer_is_settled_however_long_the_server_hung(
+    server: RedisServer, store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: a request that nobody accepted and that runs, and a claim that counts as a crash, after a long stall."""
+    now = 0.0
+    monkeypatch.setattr(store._doubts, "_clock", lambda: now)
+    store.claim("worker", now=0, lease=30, routes=ROUTES)  # now the server knows the script
+    run, new = store.put(ticket(crash_retries=0), recording(), now=0), ticket("bob")
+    with closing(RedisStore(server.url)) as other:
+        monkeypatch.setattr(other, "_doubts", store._doubts)  # as another thread, whose breaker is not open
+        with server.paused():
+            unavailable(lambda: claim(store))
+            unavailable(lambda: other.put(new, recording(), now=0))
+            now = 1000.0
+            unavailable(lambda: store.maintain(now=1))
+        until(lambda: _answers(store) and _answers(other), patience=PAUSE + 1)
+        until(lambda: store.get(run.id).attempt == 1, "the claim, done late", patience=5)
+        until(lambda: other.counts()["donor", "image"].accepted == 2, "the put, done late", patience=5)
+        store.maintain(now=1)
+        assert store.get(run.id) == replace(run, attempt=1)
+        assert store.get(new.id).state is State.CANCELLED
+
+
 @pytest.mark.parametrize("cancelled", [False, True])
 def test_a_finish_without_an_answer_can_be_said_again(
     server: RedisServer, store: RedisStore, *, cancelled: bool

@@ -265,8 +265,9 @@ class RedisStore(Store):
     def maintain(self, *, now: float) -> None:
         """Settle what is in doubt, and remove the large bodies that no ticket names any more."""
         names = self._doubts.names()
-        if names:
-            self._doubts.settled(map(decode, self._step("settle", now, UNKNOWN, *names)))
+        for begin in range(0, len(names), BATCH):
+            some = names[begin : begin + BATCH]
+            self._doubts.settled(some, map(decode, self._step("settle", now, UNKNOWN, *some)))
         for name in self._servers.call(b"SMEMBERS", key_of(self._line, "trash")):
             self._chunks.remove(decode(name))
             self._servers.call(b"SREM", key_of(self._line, "trash"), name)
