@@ -502,8 +502,9 @@ def test_everything_of_a_line_is_in_one_slot_of_a_cluster(folder: Path, kind: st
         server.stop()
 
 
-def test_a_line_is_found_on_the_node_of_a_cluster_that_has_it(folder: Path, kind: str) -> None:
-    """Catches: a cluster that must be asked at the right node, or whose node is asked twice for each step."""
+@pytest.fixture
+def cluster(folder: Path, kind: str) -> Iterator[list[RedisServer]]:
+    """Two nodes of a cluster, each with half of the slots."""
     nodes, ports = [], []
     try:
         for number in range(2):
@@ -520,15 +521,53 @@ def test_a_line_is_found_on_the_node_of_a_cluster_that_has_it(folder: Path, kind
         for node in nodes:
             until(lambda: b"cluster_state:ok" in node.ask("CLUSTER", "INFO"))  # noqa: B023 - called at once
             until(lambda: node.ask("CLUSTER", "NODES").count(b"connected") == 2)  # noqa: B023 - called at once
-        for name in "abcdefgh":
-            with closing(RedisStore(f"redis://127.0.0.1:{ports[0][0]}", name=name)) as store:
-                new = put(store)
-                assert claim(store) == (new, 1)
-                assert store.counts()["donor", "image"].processing == 1
-        assert all(b"{wa:" in node.ask("KEYS", "*") for node in nodes), "some are on each"
+        yield nodes
     finally:
         for node in nodes:
-            node.stop()
+            node.kill()  # none waits for the other
+
+
+def forget(store: RedisStore) -> None:
+    """Let a store find its way in a cluster again."""
+    store._servers._mine().drop()
+    store._servers._elsewhere = {}
+
+
+def by_port(node: RedisServer) -> str:
+    """Return the URL of a node of a cluster."""
+    return f"redis://127.0.0.1:{node.options[1]}"
+
+
+def test_a_line_is_found_on_the_node_of_a_cluster_that_has_it(cluster: list[RedisServer]) -> None:
+    """Catches: a cluster that must be asked at the right node, or whose node is asked twice for each step."""
+    for name in "abcdefgh":
+        with closing(RedisStore(by_port(cluster[0]), name=name)) as store:
+            new = put(store)
+            assert claim(store) == (new, 1)
+            assert store.counts()["donor", "image"].processing == 1
+    assert all(b"{wa:" in node.ask("KEYS", "*") for node in cluster), "some are on each"
+
+
+def test_the_node_of_a_cluster_that_has_the_line_must_be_fit_and_no_other(cluster: list[RedisServer]) -> None:
+    """Catches: accepted requests that are evicted, as another node was asked; the health of that other node."""
+    slot = int(cluster[0].ask("CLUSTER", "KEYSLOT", key("main", "meta"))[1:-2])
+    entry, has = cluster if slot > 8191 else cluster[::-1]
+    entry.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    has.ask("CONFIG", "SET", "appendonly", "yes")
+    with closing(RedisStore(by_port(entry))) as store:
+        put(store)
+        forget(store)
+        assert store.health()["aof"] == "on"
+        has.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+        assert queued(store) == 1
+        forget(store)  # as when the node is another one after a fail-over
+        for _ in range(2):
+            with pytest.raises(StoreError, match="maxmemory-policy 'allkeys-lru'"):
+                put(store)
+        assert has.ask("HLEN", key("main", "tickets")) == b":1\r\n"
+    for node in cluster:
+        with pytest.raises(StoreError, match="maxmemory-policy 'allkeys-lru'"):
+            RedisStore(by_port(node))
 
 
 def test_the_scripts_are_sent_again_to_a_server_that_forgot_them(server: RedisServer, store: RedisStore) -> None:

@@ -55,6 +55,7 @@ _STILL = {
     "report",
     "prune_rest",
     "schema",
+    "information",
 }
 
 
