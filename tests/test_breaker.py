@@ -107,9 +107,24 @@ def test_only_what_may_have_been_done_is_in_doubt_and_not_for_ever(clock: Clock)
     for cause, name in ((Tripped(), "not sent"), (TimedOut(), "sent")):
         with pytest.raises(StoreUnavailable), doubts.about(name):
             raise StoreUnavailable from cause
-    assert doubts.names() == ["sent"]
-    clock.go_on(IN_DOUBT)
+    clock.go_on(IN_DOUBT + 1)
+    assert doubts.names() == ["sent"], "the server has not answered yet"
+    doubts.settled(doubts.names(), ())
+    clock.go_on(IN_DOUBT - 1)
+    doubts.settled(doubts.names(), ())
+    assert doubts.names() == ["sent"], "an old command may still come"
+    clock.go_on(1)
     assert doubts.names() == []
+
+
+def test_what_was_done_is_in_doubt_no_longer(clock: Clock) -> None:
+    """Catches: a step that is settled again and again."""
+    doubts = Doubts(clock)
+    for name in ("done", "not done"):
+        with pytest.raises(StoreUnavailable), doubts.about(name):
+            raise StoreUnavailable
+    doubts.settled(doubts.names(), ["done"])
+    assert doubts.names() == ["not done"]
 
 
 def test_only_a_step_without_an_answer_has_the_same_mark_again(clock: Clock) -> None:

@@ -11,7 +11,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,7 +27,7 @@ from wsgi_admission.errors import ConfigError, LeaseLost, StoreError, StoreMisma
 from wsgi_admission.stores import check_url, fitness, news, open_store
 from wsgi_admission.stores import redis as module
 from wsgi_admission.stores.breaker import PAUSE
-from wsgi_admission.stores.records import INLINE_BODY, Tally
+from wsgi_admission.stores.records import INLINE_BODY, Tally, Worker
 from wsgi_admission.stores.redis import RedisStore
 from wsgi_admission.stores.scripts import FIELDS, KEYS, key
 from wsgi_admission.stores.servers import Servers
@@ -214,6 +214,29 @@ def test_a_claim_without_an_answer_is_given_back(server: RedisServer, store: Red
     assert store.counts()["donor", "image"].processing == 2
 
 
+def test_what_had_no_answer_is_settled_however_long_the_server_hung(
+    server: RedisServer, store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: a request that nobody accepted and that runs, and a claim that counts as a crash, after a long stall."""
+    now = 0.0
+    monkeypatch.setattr(store._doubts, "_clock", lambda: now)
+    store.claim("worker", now=0, lease=30, routes=ROUTES)  # now the server knows the script
+    run, new = store.put(ticket(crash_retries=0), recording(), now=0), ticket("bob")
+    with closing(RedisStore(server.url)) as other:
+        monkeypatch.setattr(other, "_doubts", store._doubts)  # as another thread, whose breaker is not open
+        with server.paused():
+            unavailable(lambda: claim(store))
+            unavailable(lambda: other.put(new, recording(), now=0))
+            now = 1000.0
+            unavailable(lambda: store.maintain(now=1))
+        until(lambda: _answers(store) and _answers(other), patience=PAUSE + 1)
+        until(lambda: store.get(run.id).attempt == 1, "the claim, done late", patience=5)
+        until(lambda: other.counts()["donor", "image"].accepted == 2, "the put, done late", patience=5)
+        store.maintain(now=1)
+        assert store.get(run.id) == replace(run, attempt=1)
+        assert store.get(new.id).state is State.CANCELLED
+
+
 @pytest.mark.parametrize("cancelled", [False, True])
 def test_a_finish_without_an_answer_can_be_said_again(
     server: RedisServer, store: RedisStore, *, cancelled: bool
@@ -278,22 +301,71 @@ def test_a_server_that_evicts_is_refused(folder: Path, kind: str, policy: str) -
         server.stop()
 
 
-def test_a_server_without_memory_keeps_what_it_has_and_takes_no_more(folder: Path, kind: str) -> None:
+def test_a_server_without_memory_keeps_what_it_has_and_takes_no_more(server: RedisServer, store: RedisStore) -> None:
     """Catches: steps that are half done when memory runs out, and workers that cannot end what they run."""
-    server = started(folder / "small", kind, "--maxmemory", "100mb")
+    kept = put(store)
+    with full(server), pytest.raises(StoreUnavailable, match="maxmemory"):
+        put(store, "bob")
+    assert store.counts()["donor", "image"] == Tally(queued=1, accepted=1)
+    assert claim(store) == (kept, 1)
+    with full(server):
+        store.finish(kept, 1, State.COMPLETED, None, now=1)
+
+
+def test_what_runs_stays_its_worker_s_while_memory_is_used_up(server: RedisServer) -> None:
+    """Catches: a healthy run that is called dead by another process, as its lease could not be renewed."""
+    now = 0.0
+    with (
+        closing(RedisStore(server.url, skew=lambda: now)) as store,
+        closing(RedisStore(server.url, skew=lambda: now)) as other,
+    ):
+        store.put(ticket(crash_retries=0), recording(), now=0)
+        run = claim(store)
+        with full(server):
+            for now in (20.0, 40.0, 60.0):  # noqa: B007 - the clock
+                assert store.renew([run], lease=30) == {run}
+                assert other.renew([], lease=30) == set()
+                assert other.requeue_expired(now=0) == 0
+            now = 90.0
+            assert other.requeue_expired(now=0) == 1, "it died: that is noticed too"
+        assert store.get(run[0]).state is State.FAILED
+
+
+def test_the_line_moves_and_is_seen_while_memory_is_used_up(server: RedisServer, store: RedisStore) -> None:
+    """Catches: workers that see no line, reports that run out, and a start that fails, until memory is there again."""
+    put(store)
+    put(store, "bob")
+    with full(server), closing(RedisStore(server.url)) as other:
+        for left in (1, 0):
+            run = claim(store)
+            other.report(Worker("w", "h", 1, 1, 1), now=1)
+            assert (queued(other), len(other.statistics(now=1).workers)) == (left, 1)
+            store.finish(*run, State.COMPLETED, None, now=1)
+            assert other.changed() == store.changed()
+
+
+def test_who_runs_nothing_cannot_renew_either_where_nothing_can_be_written(
+    server: RedisServer, store: RedisStore
+) -> None:
+    """Catches: a process that takes leases of others for lost, as it alone never noticed that nobody could renew."""
+    put(store)
+    run = claim(store)
+    server.ask("REPLICAOF", "127.0.0.1", "1")  # whatever it is that refuses writing: a fail-over, a full disk
+    for held in ([run], []):
+        with pytest.raises(StoreUnavailable):
+            store.renew(held, lease=30)
+    server.ask("REPLICAOF", "NO", "ONE")
+    assert store.renew([run], lease=30) == {run}
+
+
+@contextmanager
+def full(server: RedisServer) -> Iterator[None]:
+    """Let the memory of the server be used up."""
+    assert server.ask("CONFIG", "SET", "maxmemory", "1").startswith(b"+OK")
     try:
-        with closing(RedisStore(server.url)) as store:
-            kept = put(store)
-            assert server.ask("CONFIG", "SET", "maxmemory", "1").startswith(b"+OK")
-            with pytest.raises(StoreUnavailable, match="maxmemory"):
-                put(store, "bob")
-            assert server.ask("CONFIG", "SET", "maxmemory", "0").startswith(b"+OK")
-            assert store.counts()["donor", "image"] == Tally(queued=1, accepted=1)
-            assert claim(store) == (kept, 1)
-            assert server.ask("CONFIG", "SET", "maxmemory", "1").startswith(b"+OK")
-            store.finish(kept, 1, State.COMPLETED, None, now=1)
+        yield
     finally:
-        server.stop()
+        assert server.ask("CONFIG", "SET", "maxmemory", "0").startswith(b"+OK")
 
 
 def test_a_server_that_is_too_old_is_refused(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -430,8 +502,9 @@ def test_everything_of_a_line_is_in_one_slot_of_a_cluster(folder: Path, kind: st
         server.stop()
 
 
-def test_a_line_is_found_on_the_node_of_a_cluster_that_has_it(folder: Path, kind: str) -> None:
-    """Catches: a cluster that must be asked at the right node, or whose node is asked twice for each step."""
+@pytest.fixture
+def cluster(folder: Path, kind: str) -> Iterator[list[RedisServer]]:
+    """Two nodes of a cluster, each with half of the slots."""
     nodes, ports = [], []
     try:
         for number in range(2):
@@ -448,15 +521,53 @@ def test_a_line_is_found_on_the_node_of_a_cluster_that_has_it(folder: Path, kind
         for node in nodes:
             until(lambda: b"cluster_state:ok" in node.ask("CLUSTER", "INFO"))  # noqa: B023 - called at once
             until(lambda: node.ask("CLUSTER", "NODES").count(b"connected") == 2)  # noqa: B023 - called at once
-        for name in "abcdefgh":
-            with closing(RedisStore(f"redis://127.0.0.1:{ports[0][0]}", name=name)) as store:
-                new = put(store)
-                assert claim(store) == (new, 1)
-                assert store.counts()["donor", "image"].processing == 1
-        assert all(b"{wa:" in node.ask("KEYS", "*") for node in nodes), "some are on each"
+        yield nodes
     finally:
         for node in nodes:
-            node.stop()
+            node.kill()  # none waits for the other
+
+
+def forget(store: RedisStore) -> None:
+    """Let a store find its way in a cluster again."""
+    store._servers._mine().drop()
+    store._servers._elsewhere = {}
+
+
+def by_port(node: RedisServer) -> str:
+    """Return the URL of a node of a cluster."""
+    return f"redis://127.0.0.1:{node.options[1]}"
+
+
+def test_a_line_is_found_on_the_node_of_a_cluster_that_has_it(cluster: list[RedisServer]) -> None:
+    """Catches: a cluster that must be asked at the right node, or whose node is asked twice for each step."""
+    for name in "abcdefgh":
+        with closing(RedisStore(by_port(cluster[0]), name=name)) as store:
+            new = put(store)
+            assert claim(store) == (new, 1)
+            assert store.counts()["donor", "image"].processing == 1
+    assert all(b"{wa:" in node.ask("KEYS", "*") for node in cluster), "some are on each"
+
+
+def test_the_node_of_a_cluster_that_has_the_line_must_be_fit_and_no_other(cluster: list[RedisServer]) -> None:
+    """Catches: accepted requests that are evicted, as another node was asked; the health of that other node."""
+    slot = int(cluster[0].ask("CLUSTER", "KEYSLOT", key("main", "meta"))[1:-2])
+    entry, has = cluster if slot > 8191 else cluster[::-1]
+    entry.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    has.ask("CONFIG", "SET", "appendonly", "yes")
+    with closing(RedisStore(by_port(entry))) as store:
+        put(store)
+        forget(store)
+        assert store.health()["aof"] == "on"
+        has.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+        assert queued(store) == 1
+        forget(store)  # as when the node is another one after a fail-over
+        for _ in range(2):
+            with pytest.raises(StoreError, match="maxmemory-policy 'allkeys-lru'"):
+                put(store)
+        assert has.ask("HLEN", key("main", "tickets")) == b":1\r\n"
+    for node in cluster:
+        with pytest.raises(StoreError, match="maxmemory-policy 'allkeys-lru'"):
+            RedisStore(by_port(node))
 
 
 def test_the_scripts_are_sent_again_to_a_server_that_forgot_them(server: RedisServer, store: RedisStore) -> None:

@@ -3,14 +3,16 @@
 A put without a key whose answer did not come was a failure for its caller, who runs the request at once or refuses it:
 the ticket must not be run as well.  (One with a key stays in the line: its caller asks again, and the key finds it.)
 Of a claim whose answer did not come nobody knows: the ticket would wait for the end of its lease, and count a crash
-that was none.  So both are remembered, and settled once the server answers again (the script ``settle``): a server
-that was only slow may take up an old command even after that, so for some time.
+that was none.  So both are remembered until the server answers again, however long that takes, and settled then (the
+script ``settle``).  An old command may still be under way to a server that answers new ones, so it is done for some
+time.
 
 A step whose caller repeats it needs no settling: it is said with the same mark again, by which the server knows it.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import uuid
@@ -20,8 +22,9 @@ from contextlib import contextmanager
 from wsgi_admission.errors import StoreUnavailable
 from wsgi_admission.stores.breaker import Tripped
 
-#: Seconds for which something stays in doubt, since it was tried last; a lease has run out by then.
-IN_DOUBT = 30.0
+#: Seconds for which something stays in doubt after the server first answered: what a network that was cut off still
+#: carries has come by then.  And seconds for which a step that had no answer can be said again.
+IN_DOUBT = 60.0
 
 
 class Doubts:
@@ -30,7 +33,7 @@ class Doubts:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._until: dict[str, float] = {}
+        self._until: dict[str, float] = {}  # infinite until the server has answered
 
     @contextmanager
     def about(self, name: str) -> Iterator[None]:
@@ -40,7 +43,7 @@ class Doubts:
         except StoreUnavailable as error:
             if not isinstance(error.__cause__, Tripped):
                 with self._lock:
-                    self._until[name] = self._clock() + IN_DOUBT
+                    self._until[name] = math.inf
             raise
 
     def names(self) -> list[str]:
@@ -52,10 +55,13 @@ class Doubts:
             self._until = {name: until for name, until in self._until.items() if now < until}
             return list(self._until)
 
-    def settled(self, names: Iterable[str]) -> None:
-        """Take note that these are in doubt no longer."""
+    def settled(self, names: Iterable[str], done: Iterable[str]) -> None:
+        """Take note that the server answered when it was asked about these, and which of them had been done."""
         with self._lock:
+            end = self._clock() + IN_DOUBT
             for name in names:
+                self._until[name] = min(end, self._until.get(name, 0.0))
+            for name in done:
                 self._until.pop(name, None)
 
 

@@ -13,10 +13,27 @@ OLDEST = (6, 2)
 SCHEMA = 1
 
 
-def information(servers: Servers) -> dict[str, str]:
-    """Return what the server says of itself."""
-    lines = decode(servers.call(b"INFO")).splitlines()
-    return dict(line.split(":", 1) for line in lines if ":" in line)
+def information(servers: Servers, line: str) -> dict[str, str]:
+    """Return what the server that has the line says of itself."""
+    return _parsed(_ask(servers, line))
+
+
+def refuse_server(shown: str, about: bytes) -> None:
+    """Refuse a server that no line can be trusted to.
+
+    :param shown: its URL without the password.
+    :param about: what it says of itself.
+    :raises StoreError: when it is too old, or may evict what it keeps.
+    """
+    known = _parsed(about)
+    version, policy = known["redis_version"], known.get("maxmemory_policy", "noeviction")
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        raise StoreError(f"{shown} is Redis {version}; {'.'.join(map(str, OLDEST))} or newer is needed.")
+    if policy != "noeviction":
+        raise StoreError(
+            f"{shown} has the maxmemory-policy {policy!r}, by which accepted requests would be evicted; "
+            "set it to noeviction."
+        )
 
 
 def refuse_unfit(servers: Servers, line: str) -> None:
@@ -24,24 +41,29 @@ def refuse_unfit(servers: Servers, line: str) -> None:
 
     :raises StoreRefused: when the user lacks a right.
     :raises StoreMismatch: when it is one of another version.
-    :raises StoreError: when the server is too old, or may evict what it keeps.
+    :raises StoreError: as `refuse_server`.
     """
-    about = information(servers)
-    version, policy = about["redis_version"], about.get("maxmemory_policy", "noeviction")
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
-        raise StoreError(f"{servers.shown} is Redis {version}; {'.'.join(map(str, OLDEST))} or newer is needed.")
-    if policy != "noeviction":
-        raise StoreError(
-            f"{servers.shown} has the maxmemory-policy {policy!r}, by which accepted requests would be evicted; "
-            "set it to noeviction."
-        )
-    servers.call(b"HSETNX", key(line, "meta"), "schema", SCHEMA)
-    found = decode(servers.call(b"HGET", key(line, "meta"), "schema"))
-    if found != str(SCHEMA):
+    refuse_server(servers.shown, _ask(servers, line))
+    found = servers.run(script("schema"), _keys(line), [0.0, SCHEMA])
+    if found != b"%d" % SCHEMA:
         raise StoreMismatch(
             f"The line {line!r} in {servers.shown} was written by another version of this package "
-            f"(schema {found}, expected {SCHEMA})."
+            f"(schema {decode(found)}, expected {SCHEMA})."
         )
     # Rights that nothing above needs, and every later step does.
-    servers.run(script("version"), [key(line, name) for name in KEYS], [0.0])
+    servers.run(script("version"), _keys(line), [0.0])
     servers.call(b"PUBLISH", key(line, "meta"), "")
+
+
+def _ask(servers: Servers, line: str) -> bytes:
+    # One key says which node; to more words a server would not even say that it wants a password.
+    about: bytes = servers.run(script("information"), _keys(line)[:1], [0.0])
+    return about
+
+
+def _keys(line: str) -> list[str]:
+    return [key(line, name) for name in KEYS]
+
+
+def _parsed(about: bytes) -> dict[str, str]:
+    return dict(each.split(":", 1) for each in decode(about).splitlines() if ":" in each)

@@ -30,7 +30,7 @@ from wsgi_admission.replay import Recording
 from wsgi_admission.stores import Store, moves
 from wsgi_admission.stores.chunks import PATIENCE, Chunks
 from wsgi_admission.stores.doubts import Doubts, Repeats
-from wsgi_admission.stores.fitness import information, refuse_unfit
+from wsgi_admission.stores.fitness import information, refuse_server, refuse_unfit
 from wsgi_admission.stores.news import News
 from wsgi_admission.stores.records import (
     MINUTES_KEPT,
@@ -69,7 +69,7 @@ class RedisStore(Store):
     def __init__(self, url: str, *, name: str = "main", skew: Callable[[], float] = lambda: 0.0) -> None:
         self._line = name
         self._skew = skew
-        self._servers = Servers(url)
+        self._servers = Servers(url, fit=refuse_server)
         self._keys = [key_of(name, each) for each in KEYS]
         self._doubts = Doubts()
         self._repeats = Repeats()
@@ -265,8 +265,9 @@ class RedisStore(Store):
     def maintain(self, *, now: float) -> None:
         """Settle what is in doubt, and remove the large bodies that no ticket names any more."""
         names = self._doubts.names()
-        if names:
-            self._doubts.settled(map(decode, self._step("settle", now, UNKNOWN, *names)))
+        for begin in range(0, len(names), BATCH):
+            some = names[begin : begin + BATCH]
+            self._doubts.settled(some, map(decode, self._step("settle", now, UNKNOWN, *some)))
         for name in self._servers.call(b"SMEMBERS", key_of(self._line, "trash")):
             self._chunks.remove(decode(name))
             self._servers.call(b"SREM", key_of(self._line, "trash"), name)
@@ -277,7 +278,7 @@ class RedisStore(Store):
 
     def health(self) -> dict[str, str]:
         """Ask the server what it is."""
-        about = information(self._servers)
+        about = information(self._servers, self._line)
         return {
             "kind": "valkey" if "valkey_version" in about else "redis",
             "version": about.get("valkey_version") or about["redis_version"],

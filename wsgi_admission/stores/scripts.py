@@ -54,6 +54,8 @@ _STILL = {
     "observe",
     "report",
     "prune_rest",
+    "schema",
+    "information",
 }
 
 

@@ -47,18 +47,26 @@ _PASSING = (
     *("ASK", "UNBLOCKED"),
 )
 
+# What a script is told of a right that the user lacks: Redis 6 and 7.0, later ones.
+_DENIED = ("The user executing the script can't", "ACL failure in script")
+
 
 class Servers:
     """Calls of one process, and of those that it forks, to the server at a URL.
 
     :param url: as for `open_store`.
     :param pause: seconds for which nothing is tried after a failure.
+    :param fit: called with `shown` and what a node of a cluster says of itself, before that is used instead of the
+        one that the URL names; raises `StoreError` to refuse it.
     """
 
-    def __init__(self, url: str, *, pause: float = PAUSE) -> None:
+    def __init__(
+        self, url: str, *, pause: float = PAUSE, fit: Callable[[str, bytes], None] = lambda _shown, _about: None
+    ) -> None:
         #: The URL without its password.
         self.shown = store_url().mask(url)
         self._pause = pause
+        self._fit = fit
         options: dict[str, Any] = parse_url(_plain(url))  # type: ignore[no-untyped-call]  # it has no types
         self._make: Callable[..., Wire] = options.pop("connection_class", Connection)
         self._options = {
@@ -96,9 +104,7 @@ class Servers:
 
     def connect(self) -> Wire:
         """Return a new connection that the caller closes.  Raises as redis-py does."""
-        connection = self._make(**{**self._options, **self._elsewhere})
-        connection.connect()
-        return connection
+        return self._connected(self._elsewhere)
 
     def close(self) -> None:
         """Close the connections that nobody uses."""
@@ -132,6 +138,8 @@ class Servers:
             self._elsewhere = {}  # that node may be gone for good
             raise StoreUnavailable(f"{self.shown} does not answer: {error}.") from error
         except RedisError as error:
+            if any(words in str(error) for words in _DENIED):
+                raise StoreRefused(f"{self.shown} denies the user a right: {error}.") from error
             if str(error).startswith(_PASSING) or type(error) is not ResponseError:
                 raise StoreUnavailable(f"{self.shown} cannot do it just now: {error}.") from error
             raise StoreError(f"{self.shown} refused: {error}.") from error
@@ -143,9 +151,23 @@ class Servers:
             # This is a node of a cluster, and all keys of a line are on one other node.
             if "path" in self._options:
                 raise
-            self._elsewhere = {"host": moved.host or self._options.get("host"), "port": moved.port}
+            node = {"host": moved.host or self._options.get("host"), "port": moved.port}
+            self._look_at(node)
+            self._elsewhere = node
             own.drop()
             return self._once(own, ask)
+
+    def _look_at(self, node: dict[str, Any]) -> None:
+        connection = self._connected(node)
+        try:
+            self._fit(self.shown, _ask(connection, pack((b"INFO",))))
+        finally:
+            connection.disconnect()
+
+    def _connected(self, node: dict[str, Any]) -> Wire:
+        connection = self._make(**{**self._options, **node})
+        connection.connect()
+        return connection
 
     def _once(self, own: _Own, ask: Callable[[Wire], Any]) -> Any:
         connection = own.idle() or self.connect()

