@@ -705,7 +705,8 @@ def claim_all(url: str, number: int) -> list[str]:
 def test_processes_never_claim_the_same_ticket(server: RedisServer, store: RedisStore) -> None:
     """Catches: a claim that looks and takes in two steps."""
     tickets = [put(store, f"client {number}") for number in range(500)]
-    with multiprocessing.get_context("spawn").Pool(4) as pool:
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(4, context.Barrier(4).wait) as pool:
         runs = pool.starmap(claim_all, [(server.url, number) for number in range(4)])
     claimed = [ticket_id for ids in runs for ticket_id in ids]
     assert sorted(claimed) == sorted(tickets)

@@ -22,7 +22,7 @@ from wsgi_admission.stores.connections import connect, patiently, unavailable
 
 #: PRAGMA application_id and user_version of our files, as set in schema.sql.
 APPLICATION_ID = 1463895121
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 #: File systems whose locks or shared memory do not hold between machines, or not at all.
 _NETWORK = re.compile(

@@ -36,7 +36,7 @@ CREATE TABLE tickets (
 -- The line itself.  The route comes first, so that the first ticket of each route is found at once however
 -- many of another route stand before it; the few routes are then compared with each other.  The state and the time
 -- stand in it so that counting, and looking for what waits too long, need nothing but the index.
-CREATE INDEX queued ON tickets (line, route, tier_rank, start, number, state, created_at) WHERE state = 'queued';
+CREATE INDEX queued ON tickets (line, route, tier_rank, start, number, state, created_at, attempt) WHERE state = 'queued';
 -- The queued tickets of one client.
 CREATE INDEX own ON tickets (line, tier, client, start, number) WHERE state = 'queued';
 CREATE INDEX leases ON tickets (line, lease_until) WHERE state = 'processing';
@@ -122,4 +122,4 @@ WITHOUT ROWID;
 CREATE INDEX gone_at ON gone (line, at);
 
 PRAGMA application_id = 1463895121;           -- "WADQ"
-PRAGMA user_version = 2;
+PRAGMA user_version = 3;
