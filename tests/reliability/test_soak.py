@@ -66,7 +66,13 @@ def test_an_hour_at_70_percent_leaves_nothing_behind(tmp_path: Path) -> None:
     config = ini(tmp_path, f"{SITE}\n[tiers]\nresolver = tests.reliability.site:who\n")
     samples: list[Sample] = []
     with (
-        gunicorn(tmp_path, config, app="tests.reliability.site:app", ADMISSION_TEST_HISTORY=str(history)) as site,
+        gunicorn(
+            tmp_path,
+            config,
+            app="tests.reliability.site:app",
+            ADMISSION_TEST_HISTORY=str(history),
+            MALLOC_ARENA_MAX="2",  # as docs/deploying.rst advises
+        ) as site,
         ThreadPoolExecutor(32) as threads,
     ):
         visits = Visits(site, history)
