@@ -139,6 +139,8 @@ def look(folder: Path, sent: dict[str, int], told: Path) -> None:
         for ticket, number in sent.items():
             _ask_for(asked, ticket, number, end, wrong)
         _line(asked, wrong)
+        # The line is there a moment before the copy has its name.
+        until(lambda: not (folder / f"admission.db{mending.ASIDE}{mending.UNFINISHED}").exists())
         copies = mending.aside(folder / "admission.db")
         if len(copies) > 1:
             wrong.append(("down", f"{copies} fill the disk"))
