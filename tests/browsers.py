@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
 
 from tests.support import PATIENCE
 
@@ -51,3 +51,37 @@ def page_of(browser: Browser, **how: object) -> Iterator[Page]:
     finally:
         context.close()
     assert not faults, faults
+
+
+class Streams:
+    """The streams of events that the pages of a context hold."""
+
+    def __init__(self, context: BrowserContext) -> None:
+        self._held: list[Request] = []
+        context.on("request", self._begun)
+        context.on("requestfinished", self._ended)
+        context.on("requestfailed", self._ended)
+
+    def _begun(self, request: Request) -> None:
+        if request.resource_type == "eventsource":
+            self._held.append(request)
+
+    def _ended(self, request: Request) -> None:
+        if request in self._held:
+            self._held.remove(request)
+
+    def of(self, *pages: Page) -> int:
+        """Return how many there are just now; of some of the pages, the first of which is still open."""
+        pages[0].evaluate("0")  # Playwright tells what has happened when it is asked for something
+        return sum(request.frame.page in pages for request in self._held)
+
+
+def hide(page: Page, hidden: bool) -> None:  # noqa: FBT001 - the one thing that it is about
+    """Let a page believe that it is a tab in the background, or no more."""
+    page.evaluate(
+        """(hidden) => {
+          Object.defineProperty(document, "hidden", {configurable: true, value: hidden})
+          document.dispatchEvent(new Event("visibilitychange"))
+        }""",
+        hidden,
+    )

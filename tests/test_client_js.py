@@ -14,7 +14,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
-from tests.browsers import page_of
+from tests.browsers import Streams, hide, page_of
 from tests.docs_pages import blocks
 from tests.support import ROOT, Server, free_port, gunicorn, ini, until
 from tests.test_api import Desk
@@ -30,6 +30,7 @@ threshold = 100%
 [route:calls]
 path = /call/<path:rest>
 methods = GET, POST
+expected_time = 2s
 """
 #: Notes what happens; `begun` calls a function and notes how its promise ends.
 TOOLS = """() => {
@@ -157,6 +158,50 @@ def test_two_fetches_at_once_each_get_their_own(browser: Browser, site: Server) 
               (n) => fetch("/call/json?" + n, {method: "POST"}).then((answer) => answer.json())))"""
         )
         assert [each["query"] for each in told] == list("12345678")
+
+
+TWICE = "[1, 2].forEach(() => fetch('/call/gated', {method: 'POST'}).catch(() => 0))"
+
+
+def test_many_pages_leave_connections_to_others(browser: Browser, tmp_path: Path) -> None:
+    """Catches: pages that hold every connection which a browser has to a host."""
+    with fresh(tmp_path, settings="workers = 1\nthreads = 40") as site, front(browser, site) as page:
+        streams = Streams(page.context)
+        tabs = [page, *(page.context.new_page() for _ in range(2))]
+        for tab in tabs:
+            tab.goto(site.url + "/page")
+            tab.evaluate(TWICE)
+            shows(tab, "WSGIAdmission.tickets().length === 2")
+        page.context.new_page().goto(site.url + "/ping")
+        until(lambda: streams.of(*tabs) == 2, "two streams")
+
+
+def test_pages_that_cannot_know_of_each_other_hold_one_stream(browser: Browser, tmp_path: Path) -> None:
+    """Catches: a site without TLS that is never live, or whose pages block each other."""
+    with fresh(tmp_path) as site, page_of(browser) as page:
+        page.add_init_script("Object.defineProperty(navigator, 'locks', {value: undefined})")
+        streams = Streams(page.context)
+        page.goto(site.url + "/page")
+        page.evaluate(TOOLS)
+        page.evaluate(TWICE)
+        shows(page, "new Set(seen.filter(([name]) => name === 'update').map(([, ticket]) => ticket.id)).size === 2")
+        assert streams.of(page) == 1
+
+
+def test_a_page_in_the_background_holds_no_stream(browser: Browser, tmp_path: Path) -> None:
+    """Catches: tabs that nobody looks at and that block those in front; a call that is forgotten meanwhile."""
+    with fresh(tmp_path) as site, front(browser, site) as page:
+        streams = Streams(page.context)
+        page.evaluate("begin(fetch('/call/gated?gate=.x', {method: 'POST'}).then((answer) => answer.json()))")
+        until(lambda: streams.of(page) == 1, "its stream")
+        with page.expect_request("**/api/queue/status/*", timeout=20_000):  # a silent stream ends after 30 s
+            hide(page, hidden=True)
+        assert streams.of(page) == 0
+        with page.expect_request("**/api/queue/events/*"):
+            hide(page, hidden=False)
+        hide(page, hidden=True)
+        Path(f"{site.gate}.x").touch()
+        assert ended(page)["query"] == "gate=.x"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Route, expect
 
-from tests.browsers import page_of
+from tests.browsers import Streams, hide, page_of
 from tests.rooms import HOSTILE, Room, served
 from tests.support import PATIENCE, ROOT, Server, gunicorn, ini, until
 from wsgi_admission.languages import ENGLISH, shipped
@@ -171,6 +171,36 @@ def test_a_server_that_restarts_is_waited_for(running: Server, browser: Browser)
         running.open_gate()
         page.wait_for_url("**/api/queue/result/*")
         expect(page.locator("body")).to_have_text("gated mine")
+
+
+def test_many_tabs_leave_connections_to_others(tmp_path: Path, browser: Browser) -> None:
+    """Catches: waiting rooms that hold every connection a browser has to a host; a right that dies with its tab."""
+    busy = gunicorn(tmp_path, ini(tmp_path, CONFIG), settings="workers = 1\nthreads = 40")
+    with busy as running, page_of(browser) as page:
+        streams = Streams(page.context)
+        tabs = [page, *(page.context.new_page() for _ in range(5))]
+        for number, tab in enumerate(tabs):
+            send(tab, running, str(number))
+        page.context.new_page().goto(f"{running.url}/ping")
+        until(lambda: streams.of(*tabs) == 2, "two streams")
+        listening = [tab for tab in tabs if streams.of(tab)]
+        others = [tab for tab in tabs if tab not in listening]
+        for tab in listening:
+            tab.close()
+        until(lambda: streams.of(*others) == 2, "the streams of the others")
+
+
+def test_a_tab_in_the_background_holds_no_connection(running: Server, browser: Browser) -> None:
+    """Catches: tabs that nobody looks at and that block those in front; one that is forgotten, or stays so."""
+    with page_of(browser) as page:
+        streams = Streams(page.context)
+        send(page, running, "mine")
+        until(lambda: streams.of(page) == 1, "its stream")
+        with page.expect_response(lambda response: response.request.resource_type == "fetch"):
+            hide(page, hidden=True)
+        assert streams.of(page) == 0
+        hide(page, hidden=False)
+        until(lambda: streams.of(page) == 1, "its stream again")
 
 
 def test_the_apps_own_error_is_shown(running: Server, browser: Browser) -> None:

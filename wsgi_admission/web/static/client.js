@@ -3,15 +3,13 @@
   "use strict";
   if (window.WSGIAdmission) return;
   const ask = window.fetch;
-  const { open, send, abort, setRequestHeader } = XMLHttpRequest.prototype;
   const PENDING = /^(queued|processing)$/;
-  // By id, what was told last; by XMLHttpRequest, what its caller asked.
-  const live = new Map();
-  const calls = new WeakMap();
-  let streams = 0;
+  const live = new Set();
 
-  window.WSGIAdmission = { tickets: () => [...live.values()] };
-  const aborted = (signal, run) => signal?.addEventListener("abort", run);
+  // include streams.js
+
+  window.WSGIAdmission = { tickets: () => [...live].map((t) => t.told) };
+  const aborted = (signal, run) => (signal?.aborted ? run() : signal?.addEventListener("abort", run));
 
   // Return the ticket that an answer tells of, if it is one of ours; `how` is the caller's request.
   function ticketOf(status, header, url, how) {
@@ -24,13 +22,19 @@
       if (/^(content-|if-|range|prefer|idemp)/.test(name)) headers.delete(name);
     const beside = (call) => href.replace(/result(?=\/[^/]*$)/, call);
     const { credentials, redirect } = how;
-    const t = { id: href.split("/").pop(), result: href, status: beside("status"), events: beside("events") };
-    t.how = { headers, credentials, redirect };
-    t.state = "queued";
-    t.wait = header("Retry-After") || 1;
-    t.listens = credentials !== "omit";
-    t.stop = new AbortController();
-    t.signal = t.stop.signal;
+    const stop = new AbortController();
+    const t = {
+      id: href.split("/").pop(),
+      result: href,
+      status: beside("status"),
+      events: beside("events"),
+      how: { headers, credentials, redirect },
+      state: "queued",
+      wait: header("Retry-After") || 1,
+      listens: credentials !== "omit",
+      stop,
+      signal: stop.signal,
+    };
     aborted(t.signal, () => ask(t.status, { ...t.how, method: "DELETE", keepalive: true }).catch(() => {}));
     return t;
   }
@@ -40,42 +44,41 @@
     t.state = status;
     const { position_in_queue: position, estimated_wait_time: wait } = place;
     t.told = { id: t.id, status, message, position, wait, progress, note, cancel: () => t.stop.abort() };
-    live.set(t.id, t.told);
-    if (name === "done") live.delete(t.id);
+    live[name === "done" ? "delete" : "add"](t);
     document.dispatchEvent(new CustomEvent("wsgi-admission:" + name, { bubbles: true, detail: t.told }));
   }
 
-  const pause = (t) =>
-    new Promise((go) => {
-      setTimeout(go, t.wait * 1000);
-      aborted(t.signal, go);
-    });
+  // Return what is aborted with the ticket, and after so many seconds.
+  function span(t, seconds) {
+    const stop = new AbortController();
+    const end = () => stop.abort();
+    setTimeout(end, seconds * 1000);
+    aborted(t.signal, end);
+    return stop;
+  }
 
-  // Listen until the ticket is final, if that can be: two at most, as a browser has six connections to a host.
-  const listen = (t) =>
-    t.listens &&
-    streams < 2 &&
-    new Promise((end) => {
-      const source = new EventSource(t.events, { withCredentials: t.how.credentials === "include" });
-      const close = () => {
-        if (!timer) return;
-        timer = clearTimeout(timer);
-        streams--;
-        source.close();
-        end(t.listens);
-      };
-      // A connection may be dead without a sign.
-      let timer = setTimeout(close, Math.max(30, 2 * t.wait) * 1000);
-      streams++;
-      t.listens = false;
-      source.addEventListener("status", (event) => {
-        t.listens = true;
-        tell(t, JSON.parse(event.data));
-        if (!PENDING.test(t.state)) close();
-      });
-      source.onerror = () => source.readyState === 2 && close();
-      aborted(t.signal, close);
+  function pause(t) {
+    const { signal } = span(t, t.wait);
+    return new Promise((go) => {
+      aborted(signal, go);
+      document.addEventListener("visibilitychange", go, { signal });
     });
+  }
+
+  // Listen until the ticket is final, if that can be, and return whether anything was heard.
+  async function listen(t) {
+    if (!t.listens) return;
+    // A connection may be dead without a sign.
+    const stop = span(t, Math.max(30, 2 * t.wait));
+    let heard = false;
+    const ended = await stream(t.events, t.how.credentials === "include", stop, (data) => {
+      heard = true;
+      tell(t, data);
+      if (!PENDING.test(t.state)) stop.abort();
+    });
+    if (ended) t.listens = heard;
+    return ended && heard;
+  }
 
   // Wait until there is a result to ask for.
   async function settle(t) {
@@ -106,7 +109,6 @@
     const { signal } = how;
     const leave = () => t.stop.abort(signal.reason);
     aborted(signal, leave);
-    if (signal?.aborted) leave();
     let result;
     try {
       await answer.json().then((data) => tell(t, data), () => {});
@@ -141,61 +143,60 @@
 
   // The caller's XMLHttpRequest itself asks for the result; no event of it is let through in between.  Browsers differ in
   // what comes first of an object's listeners, so ours is there before any other.
-  function gate(event) {
-    const call = calls.get(this);
-    if (!call) return;
-    if (this.readyState === 2 && !call.ticket) {
-      const header = (name) => this.getResponseHeader(name);
-      const credentials = this.withCredentials ? "include" : "same-origin";
-      const t = (call.ticket = ticketOf(this.status, header, this.responseURL, { ...call, credentials }));
-      aborted(t?.signal, () => {
-        if (call.ticket !== t) return;
-        // Only what was sent can be aborted.
-        if (this.readyState === 1) send.call(this);
-        call.ticket = null;
-        abort.call(this);
-      });
-    }
-    if (!call.ticket) return;
-    event.stopImmediatePropagation();
-    if (event.type === "loadend") hold(this, call);
-  }
+  window.XMLHttpRequest = class XMLHttpRequest extends window.XMLHttpRequest {
+    #how;
+    #held;
 
-  async function hold(xhr, call) {
-    const t = call.ticket;
-    // What the answer said is seldom to be read in the type that the caller wants: it is asked for at once.
-    t.wait = 0;
-    open.call(xhr, "GET", t.result);
-    t.how.headers.forEach((value, name) => setRequestHeader.call(xhr, name, value));
-    await settle(t).catch(() => {});
-    done(t);
-    if (call.ticket !== t) return;
-    send.call(xhr);
-    call.ticket = null;
-  }
-
-  window.XMLHttpRequest = new Proxy(XMLHttpRequest, {
-    construct(...made) {
-      const xhr = Reflect.construct(...made);
+    constructor() {
+      super();
       for (const type of "readystatechange loadstart progress abort error load timeout loadend".split(" "))
-        xhr.addEventListener(type, gate, true);
-      return xhr;
-    },
-  });
+        this.addEventListener(type, (event) => this.#gate(event), true);
+    }
 
-  Object.assign(XMLHttpRequest.prototype, {
     open(method, url, background) {
-      calls.get(this)?.ticket?.stop.abort();
-      calls.set(this, (background || arguments.length < 3) && { url, headers: [] });
-      return open.apply(this, arguments);
-    },
+      this.#held?.stop.abort();
+      this.#how = (background || arguments.length < 3) && { url, headers: [] };
+      super.open(...arguments);
+    }
+
     setRequestHeader(name, value) {
-      setRequestHeader.apply(this, arguments);
-      calls.get(this)?.headers?.push([name, value]);
-    },
+      super.setRequestHeader(name, value);
+      this.#how?.headers?.push([name, value]);
+    }
+
     abort() {
-      const t = calls.get(this)?.ticket;
-      t ? t.stop.abort() : abort.call(this);
-    },
-  });
+      const t = this.#held;
+      t ? t.stop.abort() : super.abort();
+    }
+
+    #gate(event) {
+      const how = this.#how;
+      if (how && this.readyState === 2 && !this.#held) {
+        how.credentials = this.withCredentials ? "include" : "same-origin";
+        const t = (this.#held = ticketOf(this.status, (name) => this.getResponseHeader(name), this.responseURL, how));
+        aborted(t?.signal, () => {
+          if (this.#held !== t) return;
+          // Only what was sent can be aborted.
+          if (this.readyState === 1) super.send();
+          this.#held = null;
+          super.abort();
+        });
+      }
+      if (!this.#held) return;
+      event.stopImmediatePropagation();
+      if (event.type === "loadend") this.#hold(this.#held);
+    }
+
+    async #hold(t) {
+      // What the answer said is seldom to be read in the type that the caller wants: it is asked for at once.
+      t.wait = 0;
+      super.open("GET", t.result);
+      t.how.headers.forEach((value, name) => super.setRequestHeader(name, value));
+      await settle(t).catch(() => {});
+      done(t);
+      if (this.#held !== t) return;
+      super.send();
+      this.#held = null;
+    }
+  };
 })();

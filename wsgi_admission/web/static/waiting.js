@@ -1,12 +1,14 @@
 /* The waiting room, live.  What it writes is what rooms.py and durations.py write. */
 "use strict";
 (() => {
+  // include streams.js
+
   const live = JSON.parse(document.getElementById("admission-live").textContent);
   const UNITS = [["second", 1, 55], ["minute", 60, 5400], ["hour", 3600, 172800], ["day", 86400, Infinity]];
   const opened = Date.now();
   const QUIET = 60000;  // a stream that says nothing for so long is asked about
   const CHATTER = 30000;  // a screen reader hears of a new place so often at most
-  let state = live.state, source = null, timer = null, failures = 0, heard = Date.now(), said = 0, left = false;
+  let state = live.state, following = null, pace = 1, timer = null, failures = 0, heard = Date.now(), said = 0, left = false;
 
   const t = (text, parts = {}) => live.texts[text].replace(/\{(\w+)\}/g, (all, name) => parts[name] ?? all);
   const count = (number, unit) => number === 1 ? t("1 " + unit) : t(`{number} ${unit}s`, {number});
@@ -67,7 +69,6 @@
   function go(url) {
     left = true;
     close();
-    clearTimeout(timer);
     if (url === live.result) ready();
     location.replace(url);
   }
@@ -123,8 +124,10 @@
   }
 
   function close() {
-    if (source) source.close();
-    source = null;
+    clearTimeout(timer);
+    const ending = following;
+    following = null;
+    ending?.abort();
   }
 
   function later(step, seconds) {
@@ -132,16 +135,15 @@
     timer = setTimeout(step, seconds * 1000 * (0.9 + 0.2 * Math.random()));
   }
 
-  /* Listen; a browser comes back by itself to a stream that ends, but not to one that is refused. */
-  function listen() {
+  /* Listen, or if that cannot be, ask. */
+  async function listen() {
     close();
-    if (!window.EventSource) return void poll();
-    source = new EventSource(live.events);
-    source.addEventListener("status", (event) => show(JSON.parse(event.data)));
-    source.onerror = () => {
-      if (source && source.readyState === EventSource.CLOSED) poll();
-      else if (Date.now() - heard > QUIET) lost();
-    };
+    const mine = following = new AbortController();
+    await stream(live.events, false, mine, (data) => {
+      pace = 1;
+      show(data);
+    });
+    if (following === mine) later(poll, pace);
   }
 
   async function poll() {
@@ -150,7 +152,8 @@
       const answer = await fetch(live.status, {headers: {Accept: "application/json"}, cache: "no-store"});
       if (answer.ok) {
         show(await answer.json());
-        if (!left) later(listen, Number(answer.headers.get("Retry-After")) || 5);
+        pace = Number(answer.headers.get("Retry-After")) || 5;
+        if (!left) listen();
       } else if (answer.status === 404 || answer.status === 410) go(live.status);
       else throw Number(answer.headers.get("Retry-After")) || 0;
     } catch (after) {
@@ -187,10 +190,9 @@
     setInterval(tick, 5000);
   }
 
-  const again = () => { if (!left && Date.now() - heard > 5000) poll(); };
+  const again = () => { if (!left && !document.hidden) poll(); };
   addEventListener("online", again);
-  document.addEventListener("visibilitychange", () => { if (!document.hidden) again(); });
-  addEventListener("pagehide", close);
+  document.addEventListener("visibilitychange", again);
   addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
   document.addEventListener("submit", (event) => {
     // A second press would find the ticket cancelled.
