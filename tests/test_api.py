@@ -515,7 +515,16 @@ def test_urls_start_where_the_app_is_mounted(script: str, base_url: str, expecte
 
 @pytest.mark.parametrize(
     "path",
-    ["", "/", "/status", "/status/", "/status/x", "/status/../health", f"/status/{uuid.uuid4()}/x", "/nothing"],
+    [
+        "",
+        "/",
+        "/status",
+        "/status/",
+        "/status/x",
+        "/status/../health",
+        "/status/2f1c7f0e-6f0b-4c9e-9b7d-0d6a4a1f3c55/x",
+        "/nothing",
+    ],
 )
 def test_other_addresses_do_not_exist(path: str) -> None:
     """Catches: a traceback for a path that nobody thought of."""

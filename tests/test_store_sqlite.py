@@ -245,7 +245,7 @@ def test_the_file_system_is_that_of_the_deepest_mount(path: str, found: str) -> 
     "kind",
     [
         *("nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "fuse.sshfs", "lustre"),
-        *("vboxsf", "vmhgfs", "fuse.vmhgfs-fuse", "virtiofs", "prl_fs", "fuse.prl_fsd"),
+        *("vboxsf", "vmhgfs", "fuse.vmhgfs-fuse", "prl_fs", "fuse.prl_fsd"),
     ],
 )
 def test_network_file_systems_are_refused(tmp_path: Path, kind: str) -> None:

@@ -27,7 +27,7 @@ SCHEMA_VERSION = 3
 #: File systems whose locks or shared memory do not hold between machines, or not at all.
 _NETWORK = re.compile(
     r"nfs\d*|cifs|smb\w*|9p|ceph|afs|coda|ncpfs|lustre|glusterfs|beegfs\w*|gpfs|ocfs2|gfs2|orangefs|pvfs2|"
-    r"vboxsf|vmhgfs|virtiofs|prl_fs|"  # between a virtual machine and its host
+    r"vboxsf|vmhgfs|prl_fs|"  # between a virtual machine and its host
     r"fuse\.(?:vmhgfs\S*|prl_fs\S*|sshfs|glusterfs|ceph\S*|s3fs|rclone|gcsfuse|davfs\S*|mfs|juicefs\S*|goofys|smb\S*|cvmfs\S*)"
 )
 
