@@ -7,7 +7,9 @@ import importlib.util
 import multiprocessing
 import os
 import re
+import shutil
 import statistics
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -415,6 +417,55 @@ def test_a_user_without_a_right_that_is_needed_is_refused_at_once(server: RedisS
             RedisStore(f"{server.url}&username=site&password=s3cret")
     finally:
         server.ask("ACL", "DELUSER", "site")
+
+
+@pytest.mark.parametrize("command", ["zrem", "hincrby", "zlexcount", "unlink", "expire", "smembers"])
+def test_a_user_without_a_command_that_a_later_step_needs_is_refused(server: RedisServer, command: str) -> None:
+    """Catches: a step that is half done, as a right is found missing in the middle of it."""
+    assert server.ask("ACL", "SETUSER", "site", "on", ">s3cret", "~*", "&*", "+@all", f"-{command}") == b"+OK\r\n"
+    try:
+        with pytest.raises(StoreRefused, match=f"denies the user a right: {command.upper()}"):
+            RedisStore(f"{server.url}&username=site&password=s3cret")
+    finally:
+        server.ask("ACL", "DELUSER", "site")
+
+
+def test_every_command_is_tried_at_opening_and_changes_nothing(server: RedisServer, store: RedisStore) -> None:
+    """Catches: a command that came into a script and whose right is not asked for; an opening that changes a line."""
+    folder = Path(module.__file__).parent
+    (tried,) = re.findall(r"TRIED = \{(.*)^\}", (folder / "lua/rights.lua").read_text(), re.DOTALL | re.MULTILINE)
+    scripts = [file.read_text() for file in (folder / "lua").glob("*.lua")]
+    calls = re.findall(r"call\('([A-Z]+)'", " ".join(scripts))
+    calls += re.findall(r"servers\.call\(b\"([A-Z]+)\"", " ".join(file.read_text() for file in folder.glob("*.py")))
+    assert set(re.findall(r"^    \{'([A-Z]+)'", tried, re.MULTILINE)) == set(calls) - {"INFO"}
+    new = put(store)
+    seen = store.get(new), store.counts(), server.ask("KEYS", "*"), server.ask("HGET", key("main", "meta"), "version")
+    RedisStore(server.url).close()
+    assert seen == (
+        *(store.get(new), store.counts()),
+        *(server.ask("KEYS", "*"), server.ask("HGET", key("main", "meta"), "version")),
+    )
+
+
+def test_a_server_whose_certificate_is_not_trusted_is_refused(folder: Path) -> None:
+    """Catches: a site that starts, and tries for ever what cannot succeed."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not installed")
+    files = ("-keyout", str(folder / "key"), "-out", str(folder / "cert"))
+    names = ("-subj", "/CN=x", "-addext", "subjectAltName=IP:127.0.0.1")
+    make = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", *files, *names]
+    subprocess.run(make, check=True, capture_output=True)
+    port = str(free_port())
+    tls = ("--tls-cert-file", str(folder / "cert"), "--tls-key-file", str(folder / "key"), "--tls-auth-clients", "no")
+    server = started(folder / "tls", "redis", "--tls-port", port, "--bind", "127.0.0.1", *tls)
+    try:
+        with pytest.raises(StoreRefused, match="certificate"):
+            RedisStore(f"rediss://127.0.0.1:{port}")
+        with closing(RedisStore(f"rediss://127.0.0.1:{port}?ssl_ca_certs={folder / 'cert'}")) as store:
+            put(store)
+    finally:
+        server.stop()
 
 
 # What is kept

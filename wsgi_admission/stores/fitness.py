@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from wsgi_admission.errors import StoreError, StoreMismatch
+from wsgi_admission.errors import StoreError, StoreMismatch, StoreRefused
 from wsgi_admission.stores.scripts import KEYS, key, script
-from wsgi_admission.stores.servers import Servers
+from wsgi_admission.stores.servers import DENIED, Servers
 from wsgi_admission.stores.wire import decode
 
 #: The oldest server that is good enough.
@@ -50,9 +50,10 @@ def refuse_unfit(servers: Servers, line: str) -> None:
             f"The line {line!r} in {servers.shown} was written by another version of this package "
             f"(schema {decode(found)}, expected {SCHEMA})."
         )
-    # Rights that nothing above needs, and every later step does.
-    servers.run(script("version"), _keys(line), [0.0])
-    servers.call(b"PUBLISH", key(line, "meta"), "")
+    # Without a right a script ends in the middle, and what it did until then stays.
+    lacking = servers.run(script("rights"), [*_keys(line), key(line, "body:")], [0.0, *DENIED])
+    if lacking:
+        raise StoreRefused(f"{servers.shown} denies the user a right: {decode(lacking)}.")
 
 
 def _ask(servers: Servers, line: str) -> bytes:

@@ -56,6 +56,7 @@ _STILL = {
     "prune_rest",
     "schema",
     "information",
+    "rights",
 }
 
 

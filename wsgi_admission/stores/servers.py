@@ -13,6 +13,7 @@ a name that the machine knows itself.
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,8 +48,8 @@ _PASSING = (
     *("ASK", "UNBLOCKED"),
 )
 
-# What a script is told of a right that the user lacks: Redis 6 and 7.0, later ones.
-_DENIED = ("The user executing the script can't", "ACL failure in script")
+#: What a script is told of a right that the user lacks: Redis 6 and 7.0, later ones.
+DENIED = ("The user executing the script can't", "ACL failure in script")
 
 
 class Servers:
@@ -84,7 +85,7 @@ class Servers:
     def call(self, *command: Argument) -> Any:
         """Send a command and return its reply; texts in it are bytes.
 
-        :raises StoreRefused: when the server refuses the user, the password or a right.
+        :raises StoreRefused: when the server refuses the user, the password or a right; or a certificate is refused.
         :raises StoreUnavailable: when there is no reply in time, or the server cannot do it just now.
         :raises StoreError: when the server refuses it.
         """
@@ -136,9 +137,11 @@ class Servers:
         except (Unconnected, TimedOut, OSError) as error:
             own.drop()
             self._elsewhere = {}  # that node may be gone for good
+            if _distrusts(error):
+                raise StoreRefused(f"The certificate of {self.shown} or ours is refused: {error}.") from error
             raise StoreUnavailable(f"{self.shown} does not answer: {error}.") from error
         except RedisError as error:
-            if any(words in str(error) for words in _DENIED):
+            if any(words in str(error) for words in DENIED):
                 raise StoreRefused(f"{self.shown} denies the user a right: {error}.") from error
             if str(error).startswith(_PASSING) or type(error) is not ResponseError:
                 raise StoreUnavailable(f"{self.shown} cannot do it just now: {error}.") from error
@@ -223,6 +226,15 @@ class _Own:
 def _ask(connection: Wire, command: bytes) -> Any:
     connection.send_packed_command([command], check_health=False)
     return connection.read_response(timeout=REPLY_TIMEOUT)
+
+
+def _distrusts(error: BaseException | None) -> bool:
+    """Return whether TLS failed because of a certificate, the server's or ours."""
+    while error is not None:
+        if isinstance(error, ssl.SSLError) and ("CERTIFICATE" in (error.reason or "") or "_CA" in (error.reason or "")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _plain(url: str) -> str:
