@@ -73,6 +73,7 @@ class Upkeep:
         look = _mend(self._path, self._patience)
         self._pause = LOOK_AGAIN if look is Look.SOUND else 0.0
         if look is not Look.ELSEWHERE:
+            self._connections.mark.renew()  # what it was mended to is news
             self._connections.damaged = self._connections.broken = False
 
     def _begin_anew(self) -> None:
