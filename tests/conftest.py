@@ -10,6 +10,15 @@ from playwright.sync_api import Browser
 from tests.browsers import chromium
 from tests.redis_servers import RedisServer, started
 
+_RELIABILITY = Path(__file__).parent / "reliability"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of the folder as what is run alone: most of them ask for an answer within seconds."""
+    for item in items:
+        if _RELIABILITY in item.path.parents:
+            item.add_marker("alone")
+
 
 @pytest.fixture(scope="session")
 def shared_server() -> Iterator[Callable[[str], RedisServer]]:

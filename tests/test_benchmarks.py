@@ -15,6 +15,8 @@ from benchmarks.__main__ import BENCHMARKS
 from benchmarks.harness import Report
 from tests.support import ROOT
 
+pytestmark = pytest.mark.alone
+
 SMALLEST: dict[str, Callable[[], Report]] = {
     "pass": lambda: passing.run(turns=1, calls=1),
     "run": lambda: running.run(turns=1, calls=1),

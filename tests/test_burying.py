@@ -22,6 +22,8 @@ from wsgi_admission.stores.records import Worker
 from wsgi_admission.stores.sqlite import SQLiteStore
 from wsgi_admission.ticket import State
 
+pytestmark = pytest.mark.alone
+
 GATED = """
 [admission]
 mode = queue_all

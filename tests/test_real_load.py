@@ -8,7 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.support import Server, gunicorn, ini, until
+
+pytestmark = pytest.mark.alone
 
 CONFIG = """
 [admission]
