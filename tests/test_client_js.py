@@ -413,7 +413,9 @@ def test_a_page_of_another_origin_is_served_as_one_of_the_same(browser: Browser,
 
         page.evaluate(f"begin(fetch('{call_at}/call/gated', {{method: 'POST', headers: {{'X-Say': 'stop'}}}}))")
         until(site.starts, "the run")
-        page.evaluate("WSGIAdmission.tickets()[0].cancel()")
+        # The run must not end before the site has heard of it.
+        with page.expect_response(lambda answer: answer.request.method == "DELETE" and answer.ok):
+            page.evaluate("WSGIAdmission.tickets()[0].cancel()")
         assert ended(page) == "AbortError"
         site.open_gate()
         until(lambda: statuses(site, page)[-1] == "cancelled", "the cancelled ticket")
