@@ -51,6 +51,7 @@ OTHERS = {
     "preload_app",
     "max_requests",
     "wsgi_app",
+    "MALLOC_ARENA_MAX",
     "X-Forwarded-For",
     "Access-Control-Allow-Origin",
     "Idempotency-Key",

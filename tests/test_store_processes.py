@@ -22,6 +22,9 @@ from wsgi_admission.stores.records import INLINE_BODY, Tally
 from wsgi_admission.stores.sqlite import SQLiteStore
 from wsgi_admission.ticket import State
 
+# What waits for the file for longer than a store's patience has failed.
+pytestmark = pytest.mark.alone
+
 PROCESSES = 4
 
 
