@@ -37,13 +37,13 @@ lint: .venv/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Without it the tests over Redis are skipped, but in CI they fail.  At run level 1 the package starts no service.
+# Without them the tests over Redis are skipped, but in CI they fail.  At run level 1 the package starts no service.
 servers:
-	@command -v redis-server >/dev/null || { \
+	@command -v redis-server >/dev/null && command -v openssl >/dev/null || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update -q && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends redis-server; \
+	    apt-get update -q && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends redis-server openssl; \
 	  else \
-	    echo "Note: tests over Redis need redis-server. On Debian and Ubuntu: sudo apt-get install redis-server" >&2; \
+	    echo "Note: tests over Redis need redis-server and openssl. On Debian and Ubuntu: sudo apt-get install redis-server openssl" >&2; \
 	  fi; }
 
 # Likewise for the tests of pages.  Playwright drives Debian's browser; it needs none of its own.
