@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,9 @@ from playwright.sync_api import Browser
 
 from tests.browsers import chromium
 from tests.redis_servers import RedisServer, started
+
+# What a script starts in the background ignores SIGINT, and so would the programs that are interrupted here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _RELIABILITY = Path(__file__).parent / "reliability"
 
