@@ -19,6 +19,12 @@ StartResponse = Callable[..., Callable[[bytes], object]]
 PICTURE = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
 )
+MOVED = {
+    "/call/moved": ("303 See Other", "/call/json?after"),
+    "/call/307": ("307 Temporary Redirect", "json?again"),
+    "/call/308": ("308 Permanent Redirect", "json?again"),
+    "/call/round": ("307 Temporary Redirect", "/call/round"),
+}
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob:"
 HTML = """<!doctype html>
 <html lang="en"><title>Pictures</title>
@@ -49,8 +55,9 @@ def app(environ: dict[str, Any], start_response: StartResponse) -> Iterable[byte
         return _answer(start_response, "200 OK", "application/xml", b"<a><b>text</b></a>")
     if path == "/call/failing":
         return _answer(start_response, "503 No Paint", "text/plain", b"no paint left")
-    if path == "/call/moved":
-        return _answer(start_response, "303 See Other", "text/plain", b"", ("Location", "/call/json?after"))
+    if path in MOVED:
+        status, place = MOVED[path]
+        return _answer(start_response, status, "text/plain", b"", ("Location", place))
     if path == "/call/gated" or "gate=" in environ.get("QUERY_STRING", ""):
         _gated(environ)
     seen = {

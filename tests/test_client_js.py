@@ -29,7 +29,7 @@ worker_threads = 1
 threshold = 100%
 [route:calls]
 path = /call/<path:rest>
-methods = GET, POST
+methods = GET, POST, PUT
 expected_time = 2s
 """
 #: Notes what happens; `begun` calls a function and notes how its promise ends.
@@ -233,6 +233,106 @@ def test_every_other_answer_is_the_apps_too(
         assert told[2:] == [site.url + expected[2], expected[3]]
 
 
+FORM = "(() => { const form = new FormData(); form.set('prompt', 'a lake'); return form })()"
+
+
+@pytest.mark.parametrize("code", [307, 308])
+@pytest.mark.parametrize(
+    ("call", "body"),
+    [
+        ("fetch(url, {method: 'PUT', body: 'a lake', headers})", "a lake"),
+        ("fetch(new Request(url, {method: 'PUT', body: 'a lake', headers}))", "a lake"),
+        ("fetch(new Request(url, {method: 'PUT', body: 'a hill', headers}), {body: 'a lake'})", "a lake"),
+        (f"fetch(url, {{method: 'PUT', body: {FORM}, headers: {{'X-Say': 'hello'}}}})", 'name="prompt"'),
+        (f"fetch(new Request(url, {{method: 'PUT', body: {FORM}, headers: {{'X-Say': 'hello'}}}}))", 'name="prompt"'),
+    ],
+    ids=["init", "request", "both", "form", "request-form"],
+)
+def test_a_redirect_that_keeps_the_method_keeps_it(
+    browser: Browser, site: Server, code: int, call: str, body: str
+) -> None:
+    """Catches: a 307 that arrives as a GET without a body, because the question for the result followed it."""
+    with front(browser, site) as page:
+        told = page.evaluate(
+            f"""async (url) => {{
+              const headers = {{"X-Say": "hello", "Content-Type": "text/x-prompt"}}
+              const answer = await {call}
+              return [answer.status, answer.url, answer.redirected, answer.headers.get("X-Said"), await answer.json()]
+            }}""",
+            f"/call/{code}",
+        )
+        assert told[:4] == [201, f"{site.url}/call/json?again", True, "hello"]
+        assert (told[4]["method"], told[4]["query"]) == ("PUT", "again")
+        assert body in told[4]["body"]
+        assert told[4]["type"].startswith("multipart/form-data; boundary=" if "Form" in call else "text/x-prompt")
+
+
+def test_a_redirect_of_an_xhr_keeps_its_method_too(browser: Browser, site: Server) -> None:
+    """Catches: the same for XMLHttpRequest; an event for what lies in between; a header or the type that is lost."""
+    with front(browser, site) as page:
+        status, seen, events, said = page.evaluate(
+            """() => sent({responseType: "json"}, "/call/307", "a lake").then(
+              ([xhr, events]) => [xhr.status, xhr.response, events, xhr.getResponseHeader("X-Said")])"""
+        )
+        assert (status, said) == (201, "")
+        assert seen == {"method": "POST", "query": "again", "body": "a lake", "type": "text/plain;charset=UTF-8"}
+        assert [events.count(name) for name in ("loadstart", "load", "loadend", "readystatechange2")] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("init", "expected"),
+    [
+        ({"redirect": "manual"}, ["opaqueredirect", 0, False]),
+        ({"redirect": "error"}, "TypeError"),
+        ({"redirect": "follow"}, ["basic", 201, True]),
+    ],
+    ids=["manual", "error", "follow"],
+)
+def test_a_redirect_is_followed_as_the_caller_says(
+    browser: Browser, site: Server, init: dict[str, str], expected: object
+) -> None:
+    """Catches: a caller who wants no redirect and gets its target, or a 204 of ours."""
+    with front(browser, site) as page:
+        told = page.evaluate(
+            """(init) => fetch("/call/307", {method: "POST", ...init}).then(
+              (answer) => [answer.type, answer.status, answer.redirected], (error) => error.name)""",
+            init,
+        )
+        assert told == expected
+
+
+def test_redirects_in_a_round_end(browser: Browser, site: Server) -> None:
+    """Catches: an app that sends a call to itself, and a page that runs it for ever."""
+    with front(browser, site) as page:
+        assert page.evaluate("fetch('/call/round', {method: 'POST'}).then((answer) => answer.status)") == 204
+        assert len(set(page.evaluate("seen.map(([, ticket]) => ticket.id)"))) == 21
+
+
+def test_a_clone_looks_like_its_answer(browser: Browser, site: Server) -> None:
+    """Catches: a service of the page that keeps clones, under the address of a ticket."""
+    with front(browser, site) as page:
+        clones = "[answer, answer.clone(), answer.clone().clone()].map((each) => [each.url, each.redirected])"
+        told = page.evaluate(f"fetch('/call/json', {{method: 'POST'}}).then((answer) => {clones})")
+        assert told == [[f"{site.url}/call/json", False]] * 3
+
+
+def test_a_worker_may_load_it(browser: Browser, site: Server) -> None:
+    """Catches: a worker that ends with an error; it has no document to tell of tickets, and keeps its own fetch."""
+    with page_of(browser, bypass_csp=True) as page:
+        page.goto(site.url + "/page")
+        assert (
+            page.evaluate(
+                """() => new Promise((told) => {
+              const script = `importScripts("${location.origin}/api/queue/client.js"); postMessage(fetch.toString())`
+              const worker = new Worker(URL.createObjectURL(new Blob([script])))
+              worker.onmessage = (event) => told(event.data.includes("native code"))
+              worker.onerror = (event) => told(event.message)
+            })"""
+            )
+            is True
+        )
+
+
 def test_who_asks_for_the_202_gets_it(browser: Browser, site: Server) -> None:
     """Catches: pages that do the waiting themselves and can no more."""
     with front(browser, site) as page:
@@ -345,6 +445,7 @@ def test_a_connection_that_was_lost_is_looked_for(browser: Browser, tmp_path: Pa
         shows(page, "seen.length")
         with page.expect_event("requestfailed"):
             page.context.set_offline(True)
+            hide(page, hidden=True)  # what is open already outlives this way of being offline
         site.open_gate()
         page.context.set_offline(False)
         assert ended(page)["query"] == "here"
@@ -497,6 +598,27 @@ def test_an_xhr_as_jquery_and_as_axios_use_it(browser: Browser, site: Server) ->
         assert axios[0] == 201
         assert "a lake" in axios[1]
         assert axios[3] == ""
+
+
+def test_a_waiting_xhr_is_sent_already(browser: Browser, tmp_path: Path) -> None:
+    """Catches: a second send() that is let through; a second end of an upload, when what waits is aborted."""
+    with fresh(tmp_path) as site, front(browser, site) as page:
+        page.evaluate(
+            """() => {
+              window.uploads = []
+              const xhr = window.last = new XMLHttpRequest()
+              for (const name of ["load", "abort", "loadend"])
+                xhr.upload.addEventListener(name, () => uploads.push(name))
+              xhr.open("POST", "/call/gated")
+              xhr.send("a lake")
+            }"""
+        )
+        shows(page, "seen.length && last.readyState === 1")
+        assert page.evaluate("() => { try { last.send() } catch (error) { return error.name } }") == "InvalidStateError"
+        page.evaluate("last.abort()")
+        assert page.evaluate("uploads") == ["load", "loadend"]
+        page.evaluate("last.open('POST', '/ping'), last.send('more')")
+        shows(page, "uploads.length === 4")
 
 
 def test_other_uses_of_an_xhr_are_left_alone(browser: Browser, site: Server) -> None:

@@ -77,8 +77,10 @@ def _paths() -> dict[str, Any]:
     accepted = _answer(
         "It is in the line again, as a new ticket.", "Accepted", Location="The result.", Retry_After=_LATER
     )
+    redirect = {"name": "redirect", "in": "query", "schema": {"type": "string", "enum": ["manual"]}}
     result = {
         "202": _PENDING,
+        "204": {"description": "For redirect=manual: the app's 307 or 308 leads to Location, on this host."},
         "303": _LEADS,
         "default": {"description": "The app's own answer, as it was recorded.", "content": {"*/*": {}}},
         **_NO_WAIT,
@@ -118,7 +120,10 @@ def _paths() -> dict[str, Any]:
                 },
             ),
         },
-        "/result/{id}": {"parameters": ticket, "get": _call("result", "The app's answer", result, parameters=[wait])},
+        "/result/{id}": {
+            "parameters": ticket,
+            "get": _call("result", "The app's answer", result, parameters=[wait, redirect]),
+        },
         "/result/{id}/{address}": {
             "parameters": [
                 *ticket,

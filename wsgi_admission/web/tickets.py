@@ -6,11 +6,13 @@ signed-in client answers to that client only; to everybody else it does not exis
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Hashable
 from contextlib import closing, suppress
 from functools import partial
+from urllib.parse import urlsplit
 
 from wsgi_admission.errors import BodyTooLarge, FinalTicket, NotRetryable, StoreError, UnknownTicket
 from wsgi_admission.logs import event
@@ -122,7 +124,11 @@ class Tickets:
         if wait := asked_wait(environ):
             ticket, _ = self._until_final(environ, ticket, wait)
         answer = self._result(environ, ticket)
-        if isinstance(answer, Recorded) and navigates(environ) and (below := page_address(answer.response)):
+        if not isinstance(answer, Recorded):
+            return answer
+        if "redirect=manual" in environ.get("QUERY_STRING", "").split("&"):
+            return _telling(environ, answer)
+        if navigates(environ) and (below := page_address(answer.response)):
             answer.response.body.close()
             return self._rooms.lead(environ, f"result/{ticket.id}", below)
         return answer
@@ -255,6 +261,20 @@ class Tickets:
             return self._rooms.lead(environ, f"status/{again.id}")
         data, headers = self._views.accepted(environ, again)
         return json_answer(202, data, *headers)
+
+
+def _telling(environ: Environ, answer: Recorded) -> Sendable:
+    """Return where the app wants the request to be sent again (307, 308), if that is on this host; else the answer.
+
+    A browser would send what asked for the result there, which is a GET, and tell its script nothing of it.
+    """
+    head = json.loads(answer.response.head)
+    location = next((value for name, value in head["headers"] if name.lower() == "location"), "")
+    elsewhere = urlsplit(location).netloc not in {"", environ.get("HTTP_HOST")}
+    if not head["status"].startswith(("307", "308")) or not location or elsewhere:
+        return answer
+    answer.response.body.close()
+    return Answer(204, [("Location", location), ("Admission-Status", "redirect"), *answer.headers], b"")
 
 
 def _timing(ticket: Ticket) -> list[tuple[str, str]]:

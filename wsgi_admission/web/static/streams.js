@@ -2,42 +2,35 @@
 // streams of events among them; where they cannot know of each other (plain http) each may hold one.  All others ask.
 let alone = false;
 
-// Return what gives the right to a stream back, or nothing if there is none to be had.
-async function seat() {
+/* Tell the events of a ticket until `signal` is aborted.  Return true when that has come to an end, and what is false if
+   it could not begin just now, or the page was hidden. */
+export async function stream(url, withCredentials, signal, tell) {
   const { locks } = navigator;
-  if (document.hidden || !globalThis.EventSource || alone) return;
+  if (document.hidden || alone) return;
+  const listen = (lock) => lock && follow(url, withCredentials, signal, tell);
   if (!locks) {
     alone = true;
-    return () => (alone = false);
+    return listen(true).finally(() => { alone = false; });
   }
-  for (const name of ["wsgi-admission-1", "wsgi-admission-2"]) {
-    const free = await new Promise((got) => {
-      const hold = (lock) => (lock ? new Promise((free) => got(free)) : got());
-      locks.request(name, { ifAvailable: true }, hold).catch(() => got());
-    });
-    if (free) return free;
-  }
+  const free = (name) => locks.request(name, { ifAvailable: true }, listen);
+  return (await free("wsgi-admission-1")) ?? free("wsgi-admission-2");
 }
 
-// Tell the events of a ticket until `stop` is aborted.  Return nothing if that cannot be now, or while the page is hidden,
-// and true if it was ended otherwise.
-async function stream(url, withCredentials, stop, tell) {
-  const free = await seat();
-  if (!free) return;
+async function follow(url, withCredentials, signal, tell) {
   const source = new EventSource(url, { withCredentials });
-  const { signal } = stop;
+  const over = new AbortController();
+  const until = { signal: over.signal };
   try {
     return await new Promise((end) => {
-      signal.addEventListener("abort", () => end(true));
+      document.addEventListener("visibilitychange", () => end(false), until);
+      addEventListener("pagehide", () => end(false), until);
+      signal.addEventListener("abort", () => end(true), until);
       if (signal.aborted) end(true);
-      document.addEventListener("visibilitychange", () => end(), { signal });
-      addEventListener("pagehide", () => end(), { signal });
       source.addEventListener("status", (event) => tell(JSON.parse(event.data)));
-      source.onerror = () => source.readyState === 2 && end(true);
+      source.onerror = () => { if (source.readyState === EventSource.CLOSED) end(true); };
     });
   } finally {
-    stop.abort();
+    over.abort();
     source.close();
-    free();
   }
 }

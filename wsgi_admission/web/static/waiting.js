@@ -1,8 +1,6 @@
 /* The waiting room, live.  What it writes is what rooms.py and durations.py write. */
 "use strict";
 (() => {
-  // include streams.js
-
   const live = JSON.parse(document.getElementById("admission-live").textContent);
   const UNITS = [["second", 1, 55], ["minute", 60, 5400], ["hour", 3600, 172800], ["day", 86400, Infinity]];
   const opened = Date.now();
@@ -139,10 +137,11 @@
   async function listen() {
     close();
     const mine = following = new AbortController();
-    await stream(live.events, false, mine, (data) => {
+    const told = (data) => {
       pace = 1;
       show(data);
-    });
+    };
+    await import("./streams.js").then(({stream}) => stream(live.events, false, mine.signal, told)).catch(() => {});
     if (following === mine) later(poll, pace);
   }
 
