@@ -707,6 +707,34 @@ def test_a_file_that_was_emptied_is_not_opened_while_somebody_else_mends_it(path
         works(store)
 
 
+def test_a_file_that_is_emptied_while_it_is_looked_through_keeps_its_log(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: a look that opens the file again after it was found to have a header."""
+    compared = opening.empty
+
+    def meanwhile() -> sqlite3.Connection:
+        overwrite(path, b"")
+        return compared()
+
+    with closing(SQLiteStore(path, durability="normal")) as store, closing(SQLiteStore(path)) as other:
+        works(store)
+        works(other)
+        log = path.with_name("line.db-wal").stat()
+        monkeypatch.setattr(mending, "empty", meanwhile)
+        with suppress(StoreError):
+            store.maintain(now=100)
+        monkeypatch.undo()
+        assert os.path.samestat(path.with_name("line.db-wal").stat(), log)
+        for now in (103, 106):
+            store.maintain(now=now)
+            other.maintain(now=now)
+        assert mending.aside(path)
+        for one in (store, other):
+            works(one)
+            assert one.counts() == store.counts()
+
+
 def test_a_new_file_is_not_taken_for_one_that_was_emptied(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches: a process that mends the file which another one is making in this moment."""
     path.unlink()

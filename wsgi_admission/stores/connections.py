@@ -92,8 +92,6 @@ def connect(path: Path, *, patience: float, made: bool = True) -> Connection:
         deletes a log that others may have open.
     """
     forks.refuse_inherited()
-    if made and path.stat().st_size == 0:
-        raise sqlite3.DatabaseError("file is not a database, but empty")
     uri = f"{path.as_uri()}?mode=rw"
     connection = sqlite3.connect(
         uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False, factory=Connection
@@ -101,11 +99,19 @@ def connect(path: Path, *, patience: float, made: bool = True) -> Connection:
     connection.text_factory = _TEXT
     try:
         connection.execute("PRAGMA wal_autocheckpoint = 0")
+        if made:
+            # Only now: SQLite reads the file with the next statement, and whoever empties it may do so at any time.
+            _refuse_empty(path)
         patiently(lambda: connection.wait_for_disk(full=False), patience)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _refuse_empty(path: Path) -> None:
+    if path.stat().st_size == 0:
+        raise sqlite3.DatabaseError("file is not a database, but empty")
 
 
 def identity(path: Path) -> tuple[int, int] | None:

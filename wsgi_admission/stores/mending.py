@@ -131,11 +131,15 @@ def mend(path: Path, *, patience: float) -> Look:
 def _mend(path: Path, patience: float) -> str | None:
     """Mend what is damaged, once there is a copy; return what that was, None if the line had to begin anew."""
     what: str | None = "something"
-    if not _has_header(path, patience):
+    connection = _open(path, patience)
+    if connection is None:
         what = "the header"
         _copy(path)
         _give_header(path)
-    with closing(_open(path, patience)) as connection:
+        connection = _open(path, patience)
+        if connection is None:
+            raise sqlite3.DatabaseError("the database has no header again")
+    with closing(connection):
         if not _is_sound(connection, path):
             what = "an index" if _is_mended_by_index(connection, path) else None
             if what is None:
@@ -181,27 +185,24 @@ def _empty(connection: sqlite3.Connection, path: Path) -> None:
             nothing.backup(connection)
 
 
-def _open(path: Path, patience: float) -> sqlite3.Connection:
-    """Open a connection without asking anything of the content."""
+def _open(path: Path, patience: float) -> sqlite3.Connection | None:
+    """Open a connection, whatever the content is; return None if SQLite does not take the file for a database."""
     forks.refuse_inherited()
     connection = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=patience, isolation_level=None)
-    connection.execute("PRAGMA wal_autocheckpoint = 0")
-    return connection
-
-
-def _has_header(path: Path, patience: float) -> bool:
-    """Whether SQLite takes the file for a database."""
-    if is_emptied(path):
-        return False
-    with closing(_open(path, patience)) as connection:
-        try:
+    try:
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        # Not before: as in `connections.connect`, SQLite reads the file with the next statement.
+        if not is_emptied(path):
             connection.execute("PRAGMA schema_version").fetchone()
-        except sqlite3.DatabaseError as error:
-            if "not a database" in str(error) or "unsupported file" in str(error):
-                return False
-            if not is_damage(error):
-                raise
-    return True
+            return connection
+    except sqlite3.DatabaseError as error:
+        if "not a database" not in str(error) and "unsupported file" not in str(error):
+            if is_damage(error):
+                return connection
+            connection.close()
+            raise
+    connection.close()
+    return None
 
 
 def _give_header(path: Path, *, anew: bool = False) -> None:
