@@ -20,8 +20,8 @@ SECONDS = float(os.environ.get("ADMISSION_TEST_SOAK", "3600"))
 SAMPLES = 120
 #: Seconds that a run takes, at least and at most, and requests per second: 70 % of what two slots can do.
 RUN, RATE = (0.05, 0.15), 14.0
-#: Bytes by which the processes may grow in an hour.  What allocators do in minutes says nothing about hours: of a shorter
-#: run it is told and not judged.
+#: Bytes by which the processes may grow in an hour.  What allocators do in minutes says nothing about hours: a shorter
+#: run is not judged by it.
 GROWTH = 2**20
 SITE = CONFIG.replace("max_concurrent = 6", "max_concurrent = 2\nretention = 10s\ncleanup_interval = 2s").replace(
     "mode = queue_all", "mode = auto"
