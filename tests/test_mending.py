@@ -25,7 +25,7 @@ from wsgi_admission.errors import (
     StoreUnavailable,
     UnknownTicket,
 )
-from wsgi_admission.stores import checkpoints, mending, opening, upkeep
+from wsgi_admission.stores import checkpoints, copies, mending, opening, upkeep
 from wsgi_admission.stores.records import INLINE_BODY
 from wsgi_admission.stores.sqlite import SQLiteStore
 from wsgi_admission.ticket import State
@@ -98,7 +98,7 @@ def test_a_byte_in_any_page_is_found_or_harmless_and_the_line_goes_on(path: Path
         except StoreUnavailable:
             found += 1
             store.maintain(now=20)
-            (copy,) = mending.aside(path)
+            (copy,) = copies.aside(path)
             assert len((path.parent / copy).read_bytes()) >= len(content)
             works(store)
             other.changed()
@@ -133,7 +133,7 @@ def test_the_damaged_content_is_kept_and_named(path: Path, caplog: pytest.LogCap
     content = path.read_bytes()
     with caplog.at_level(logging.ERROR):
         store.maintain(now=20)
-    (name,) = mending.aside(path)
+    (name,) = copies.aside(path)
     assert path.with_name(name).read_bytes() == content
     assert path.with_name(name).stat().st_mode & 0o777 == 0o600
     assert {entry.name for entry in path.with_name(f"{name}.bodies").iterdir()} == names
@@ -148,7 +148,7 @@ def test_a_line_that_was_damaged_while_nobody_ran_is_begun_anew(path: Path) -> N
     """Catches: a site that never has a line again."""
     content = damage(path, 0, 100)  # the kind of the first page
     store = SQLiteStore(path, durability="normal")
-    (name,) = mending.aside(path)
+    (name,) = copies.aside(path)
     assert path.with_name(name).read_bytes()[100:] == content[100:]
     works(store)
     store.close()
@@ -161,7 +161,7 @@ def test_somebody_elses_damaged_database_is_left_alone(path: Path) -> None:
     with pytest.raises(StoreError, match="malformed"):
         SQLiteStore(path)
     assert path.read_bytes() == content
-    assert mending.aside(path) == []
+    assert copies.aside(path) == []
 
 
 def test_without_room_for_a_copy_nothing_is_emptied(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,11 +172,11 @@ def test_without_room_for_a_copy_nothing_is_emptied(path: Path, monkeypatch: pyt
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("wsgi_admission.stores.mending.shutil.copyfileobj", full)
+        patch.setattr("wsgi_admission.stores.copies.shutil.copyfileobj", full)
         with pytest.raises(StoreUnavailable, match="No space left"):
             store.maintain(now=20)
         store.maintain(now=20 + upkeep.RETRY - 0.1)  # not tried again at once
-    assert mending.aside(path) == []
+    assert copies.aside(path) == []
     with pytest.raises(StoreUnavailable, match="malformed"):
         store.put(ticket(), recording(), now=1)
     store.maintain(now=20 + upkeep.RETRY)
@@ -188,8 +188,8 @@ def test_where_a_copy_would_not_fit_none_is_begun(path: Path, monkeypatch: pytes
     """Catches: the last room of a disk filled again and again with copies that are thrown away."""
     store = damaged(path)
     usage = shutil.disk_usage(path)._replace(free=path.stat().st_size - 1)
-    monkeypatch.setattr("wsgi_admission.stores.mending.shutil.disk_usage", lambda _path: usage)
-    monkeypatch.setattr(mending, "_copy_file", lambda *_args: pytest.fail("begun"))
+    monkeypatch.setattr("wsgi_admission.stores.copies.shutil.disk_usage", lambda _path: usage)
+    monkeypatch.setattr(copies, "_copy_file", lambda *_args: pytest.fail("begun"))
     with pytest.raises(StoreUnavailable, match="No space left"):
         store.maintain(now=20)
     store.close()
@@ -205,24 +205,24 @@ def test_attempts_that_fail_leave_one_copy_that_the_next_one_uses(path: Path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(mending, "_empty", locked)
-        copies = set()
+        inodes = set()
         for attempt in range(4):
             with pytest.raises(StoreUnavailable, match="locked"):
                 store.maintain(now=20 + attempt * upkeep.RETRY)
             with suppress(StoreUnavailable):
                 SQLiteStore(path, durability="normal").close()  # as a process does that is started meanwhile
-            assert mending.aside(path) == [unfinished.name]
-            copies.add(unfinished.stat().st_ino)
-        assert len(copies) == 1
+            assert copies.aside(path) == [unfinished.name]
+            inodes.add(unfinished.stat().st_ino)
+        assert len(inodes) == 1
         kept = unfinished.open("rb")  # its number is not given to another file
         content = damage(path, len(unfinished.read_bytes()) // PAGE - 1)
         with pytest.raises(StoreUnavailable, match="locked"):
             store.maintain(now=50)
         assert unfinished.read_bytes() == content
-        assert unfinished.stat().st_ino not in copies
+        assert unfinished.stat().st_ino not in inodes
         kept.close()
     store.maintain(now=60)
-    (name,) = mending.aside(path)
+    (name,) = copies.aside(path)
     assert path.with_name(name).read_bytes() == content
     works(store)
     store.close()
@@ -230,7 +230,7 @@ def test_attempts_that_fail_leave_one_copy_that_the_next_one_uses(path: Path, mo
 
 def test_of_copies_there_are_only_so_many(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches: a disk that damages whatever is written to it, and is filled with copies."""
-    monkeypatch.setattr(mending, "KEPT", 3)
+    monkeypatch.setattr(copies, "KEPT", 3)
     sound = path.read_bytes()
     first: list[str] = []
     for _ in range(6):
@@ -238,9 +238,9 @@ def test_of_copies_there_are_only_so_many(path: Path, monkeypatch: pytest.Monkey
         store = damaged(path)
         store.maintain(now=20)
         store.close()
-        first = first or mending.aside(path)
-    assert len(mending.aside(path)) == 3
-    assert mending.aside(path)[:1] == first
+        first = first or copies.aside(path)
+    assert len(copies.aside(path)) == 3
+    assert copies.aside(path)[:1] == first
 
 
 def first_pages(path: Path) -> list[int]:
@@ -270,7 +270,7 @@ def test_a_damaged_first_page_in_the_log_is_mended_for_all_who_have_it_open(path
         for now in (100.0, 101.0, 102.0):
             for store in (one, two):
                 store.maintain(now=now)
-        (copy,) = mending.aside(path)
+        (copy,) = copies.aside(path)
         assert path.with_name(f"{copy}-wal").read_bytes() == content
         assert (one.counts() == before[0]) is (length < PAGE)
         for store in (one, two):
@@ -310,7 +310,7 @@ def test_a_file_that_was_cut_short_is_mended(path: Path, pages: float) -> None:
             use(one)
         for store in (one, two):
             store.maintain(now=100)
-        assert len(mending.aside(path)) == 1
+        assert len(copies.aside(path)) == 1
         for store in (one, two):
             works(store)
 
@@ -329,7 +329,7 @@ def test_one_process_mends_and_the_others_go_on_with_what_it_left(path: Path) ->
     other.maintain(now=21)
     kept = other.put(ticket(), recording(), now=1)
     store.maintain(now=22)
-    assert len(mending.aside(path)) == 1
+    assert len(copies.aside(path)) == 1
     assert store.get(kept.id) == kept
     store.close()
     other.close()
@@ -368,7 +368,7 @@ def test_a_damaged_index_is_found_after_a_start_and_mended_without_loss(path: Pa
     other = SQLiteStore(path, durability="normal")
     store.maintain(now=time.time())
     other.maintain(now=time.time())
-    assert len(mending.aside(path)) == 1
+    assert len(copies.aside(path)) == 1
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert connection.execute("SELECT COUNT(*) FROM tickets").fetchone() == (before,)
@@ -436,7 +436,7 @@ def test_what_somebody_changes_in_the_schema_costs_no_ticket(path: Path, change:
         assert store.counts() == before
         assert store.claim("w", now=1, lease=30, routes=ROUTES) is not None
         store.put(ticket(), recording(), now=1)
-        assert mending.aside(path) == []
+        assert copies.aside(path) == []
     SQLiteStore(path).close()
 
 
@@ -451,7 +451,7 @@ def test_a_line_of_another_version_is_never_emptied(path: Path, caplog: pytest.L
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT COUNT(newer IS NULL) FROM tickets").fetchone() == (61,)
         assert connection.execute("PRAGMA user_version").fetchone() == (opening.SCHEMA_VERSION + 1,)
-    assert mending.aside(path) == []
+    assert copies.aside(path) == []
 
 
 def test_a_full_disk_is_no_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -469,7 +469,7 @@ def test_a_full_disk_is_no_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -
         store._connections.failed(sqlite3.OperationalError("database or disk is full"))
         store.maintain(now=now)
     assert len(looks) == 2
-    assert mending.aside(path) == []
+    assert copies.aside(path) == []
     assert store.claim("w", now=1, lease=30, routes=ROUTES) is not None
     store.close()
 
@@ -493,7 +493,7 @@ def test_a_broken_database_is_mended_within_seconds_however_short_ago_it_was_loo
                     store.maintain(now=now)
             for store in (one, two):
                 works(store)
-        assert len(mending.aside(path)) == 3
+        assert len(copies.aside(path)) == 3
 
 
 @pytest.mark.parametrize("outcome", [mending.Look.SOUND, OSError("planted")], ids=["sound", "failed"])
@@ -561,7 +561,7 @@ def test_a_file_that_is_no_database_any_more_is_mended_at_the_start(
     overwrite(path, broken)
     with closing(SQLiteStore(path, durability="normal")) as store:
         works(store)
-        (copy,) = mending.aside(path)
+        (copy,) = copies.aside(path)
         assert (path.parent / copy).read_bytes() == broken
         assert store.health()["damaged"] == copy
         assert copy in caplog.text
@@ -586,7 +586,7 @@ def test_a_file_that_becomes_no_database_in_use_is_mended_for_all_who_have_it_op
                 with suppress(StoreUnavailable, UnknownTicket):
                     use(store)
                 store.maintain(now=now)
-        assert mending.aside(path)
+        assert copies.aside(path)
         for store in (one, two):
             works(store)
             assert store.counts() == one.counts()
@@ -601,7 +601,7 @@ def test_a_broken_header_alone_loses_no_ticket(path: Path) -> None:
         (before,) = connection.execute("SELECT COUNT(*) FROM tickets").fetchone()
     overwrite(path, JUNK[:100] + path.read_bytes()[100:])
     with closing(SQLiteStore(path, durability="normal")) as store:
-        assert len(mending.aside(path)) == 1
+        assert len(copies.aside(path)) == 1
         works_through(store, before)
 
 
@@ -729,7 +729,7 @@ def test_a_file_that_is_emptied_while_it_is_looked_through_keeps_its_log(
         for now in (103, 106):
             store.maintain(now=now)
             other.maintain(now=now)
-        assert mending.aside(path)
+        assert copies.aside(path)
         for one in (store, other):
             works(one)
             assert one.counts() == store.counts()
@@ -752,4 +752,4 @@ def test_a_new_file_is_not_taken_for_one_that_was_emptied(path: Path, monkeypatc
     with closing(SQLiteStore(path, durability="normal")) as store:
         works(store)
     assert tried
-    assert mending.aside(path) == []
+    assert copies.aside(path) == []

@@ -14,7 +14,7 @@ from tests.reliability.running import BACK
 from tests.support import ini, until
 from tests.wsgi import Result, call
 from wsgi_admission import AdmissionMiddleware
-from wsgi_admission.stores import mending
+from wsgi_admission.stores import copies
 
 CONFIG = """
 [admission]
@@ -140,15 +140,15 @@ def look(folder: Path, sent: dict[str, int], told: Path) -> None:
             _ask_for(asked, ticket, number, end, wrong)
         _line(asked, wrong)
         # The line is there a moment before the copy has its name.
-        until(lambda: not (folder / f"admission.db{mending.ASIDE}{mending.UNFINISHED}").exists())
-        copies = mending.aside(folder / "admission.db")
-        if len(copies) > 1:
-            wrong.append(("down", f"{copies} fill the disk"))
-        if copies:  # found, so that what was in the line may be lost with it
+        until(lambda: not (folder / f"admission.db{copies.ASIDE}{copies.UNFINISHED}").exists())
+        kept = copies.aside(folder / "admission.db")
+        if len(kept) > 1:
+            wrong.append(("down", f"{kept} fill the disk"))
+        if kept:  # found, so that what was in the line may be lost with it
             wrong[:] = [(kind, what) for kind, what in wrong if kind not in {"lost", "stuck"}]
             health = asked.ask("/api/queue/health")
-            if health is not None and copies[0] not in str(health.json()["checks"]):
-                wrong.append(("not told", f"{copies}, and the health says {health.json()}"))
+            if health is not None and kept[0] not in str(health.json()["checks"]):
+                wrong.append(("not told", f"{kept}, and the health says {health.json()}"))
     told.write_text(json.dumps(wrong))
 
 

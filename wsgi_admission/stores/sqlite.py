@@ -19,7 +19,7 @@ from typing import Any
 from wsgi_admission import host
 from wsgi_admission.errors import DamagedRecording, LeaseLost, UnknownTicket
 from wsgi_admission.replay import Recording
-from wsgi_admission.stores import Store, mending, moves, pruning, rows, upkeep
+from wsgi_admission.stores import Store, copies, moves, pruning, rows, upkeep
 from wsgi_admission.stores.bodies import Bodies, Stored, WrongBody
 from wsgi_admission.stores.checkpoints import wal_race
 from wsgi_admission.stores.connections import Connections
@@ -316,7 +316,7 @@ class SQLiteStore(Store):
             "size": str(_size(self._path)),
             "wal_size": str(_size(wal)),
             "wal_race": wal_race(sqlite3.sqlite_version_info),
-            **({"damaged": ", ".join(copies)} if (copies := mending.aside(self._path)) else {}),
+            **({"damaged": ", ".join(kept)} if (kept := copies.aside(self._path)) else {}),
         }
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from wsgi_admission.errors import StoreError
 from wsgi_admission.stores import mending, opening
+from wsgi_admission.stores.beside import is_emptied
 from wsgi_admission.stores.checkpoints import Checkpointer, host_lock
 from wsgi_admission.stores.connections import Connections, is_damage, unavailable
 from wsgi_admission.stores.mending import Look
@@ -28,7 +29,7 @@ def prepare(path: Path, *, patience: float) -> None:
     """
     # Only a file that we have had open before: another one may be somebody's.
     ours = path.with_name(f"{path.name}-mark").exists()
-    if ours and mending.is_emptied(path) and _mend(path, patience) is Look.ELSEWHERE:
+    if ours and is_emptied(path) and _mend(path, patience) is Look.ELSEWHERE:
         raise unavailable(path, "somebody else is at mending it")
     try:
         opening.prepare(path, patience=patience)
@@ -61,7 +62,7 @@ class Upkeep:
         """
         if self._connections.moved:
             self._begin_anew()
-        broken = self._connections.broken or mending.is_emptied(self._path)
+        broken = self._connections.broken or is_emptied(self._path)
         due = broken or self._connections.damaged or mending.due(self._path, self._opened, now=now)
         if due and abs(now - self._looked) >= (min(self._pause, RETRY) if broken else self._pause):
             self._look(now)
