@@ -52,6 +52,8 @@ OTHERS = {
     "max_requests",
     "wsgi_app",
     "MALLOC_ARENA_MAX",
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_TRIM_THRESHOLD_",
     "X-Forwarded-For",
     "Access-Control-Allow-Origin",
     "Idempotency-Key",
