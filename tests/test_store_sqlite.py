@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +31,7 @@ from wsgi_admission.errors import (
     StoreUnavailable,
     UnknownTicket,
 )
-from wsgi_admission.stores import bodies, checkpoints, connections, opening, pruning, rows, watch
+from wsgi_admission.stores import bodies, checkpoints, connections, opening, pruning, room, rows, watch
 from wsgi_admission.stores.bodies import Bodies, Stored
 from wsgi_admission.stores.breaker import PAUSE, Tripped
 from wsgi_admission.stores.checkpoints import INTERVAL, WAL_LIMIT, wal_race
@@ -658,6 +658,30 @@ def test_a_full_disk_refuses_and_leaves_nothing(store: SQLiteStore, path: Path, 
     store.put(refused, recording(body), now=1)
     assert (run_one(store).id, run_one(store).id) == (kept.id, refused.id)
     assert read(store.request(refused.id)) == ('{"method": "POST"}', body, len(body))
+
+
+@pytest.mark.parametrize(
+    ("free", "blocks", "refused"), [(-1, 1, True), (0, 1, False), (-1, 0, False), (None, 1, False)]
+)
+def test_the_last_of_the_disk_is_for_what_was_accepted(
+    store: SQLiteStore, monkeypatch: pytest.MonkeyPatch, free: int | None, blocks: int, *, refused: bool
+) -> None:
+    """Catches: an accepted ticket without room for its answer; a file system that tells nothing, taken for full."""
+    kept = store.put(ticket(), recording(), now=0, key="k", digest="d")
+    real = os.statvfs(store._path)
+
+    def statvfs(_path: object) -> os.statvfs_result:
+        if free is None:
+            raise OSError(errno.ENOSYS, "cannot be told")
+        return os.statvfs_result((1, 1, blocks, *real[3:4], room.RESERVE + free, *real[5:10]))
+
+    monkeypatch.setattr("wsgi_admission.stores.room.os.statvfs", statvfs)
+    with pytest.raises(StoreUnavailable, match="8 MiB") if refused else nullcontext():
+        store.put(ticket(), recording(), now=0)
+    assert ("full" in store.health()) is refused
+    assert store.put(ticket(), recording(), now=0, key="k", digest="d") == kept, "nothing new"
+    run = run_one(store)
+    store.finish(run.id, 1, State.COMPLETED, recording(), now=1)
 
 
 def test_a_finish_on_a_full_disk_can_be_tried_again(store: SQLiteStore, path: Path) -> None:

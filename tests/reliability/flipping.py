@@ -172,5 +172,7 @@ def _ask_for(asked: Asked, ticket: str, number: int, end: float, wrong: list[tup
     result = asked.ask(f"/api/queue/result/{ticket}")
     if result is None or result.status[0] == "5":
         return  # found
-    if (result.status, result.body) != ("200 OK", answer(body(number))):
+    if result.status[:3] in {"404", "410"}:  # the line was begun anew in between, or else
+        wrong.append(("lost", f"the result is {result.status}, and it was completed"))
+    elif (result.status, result.body) != ("200 OK", answer(body(number))):
         wrong.append(("wrong answer", f"{result.status}, {len(result.body)} bytes"))

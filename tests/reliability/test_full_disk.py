@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,12 @@ import pytest
 from tests.reliability.history import check
 from tests.reliability.running import ANSWERED, BACK, CONFIG, at_the_end, emptied, go_on, visited
 from tests.reliability.size import sized
+from tests.store_model import ROUTES, recording, ticket
 from tests.support import gunicorn, ini, until
+from wsgi_admission.errors import StoreUnavailable
+from wsgi_admission.stores.checkpoints import INTERVAL
+from wsgi_admission.stores.sqlite import SQLiteStore
+from wsgi_admission.ticket import State
 
 ROUNDS = sized(1, 10)
 
@@ -84,3 +91,35 @@ def test_a_full_disk_is_survived(tmp_path: Path, small_disk: Path) -> None:
     assert found.faults == [], found.faults[:10]
     assert totals["crashed"] == 0
     assert visits.longest < ANSWERED
+
+
+@pytest.mark.parametrize("size", sized([100_000], [1_000, 100_000]))
+def test_a_line_that_fills_its_disk_frees_it_when_retention_ends(small_disk: Path, size: int) -> None:
+    """Catches: accepted tickets for whose answers there is no room; a line that is shut until somebody makes room."""
+    with closing(SQLiteStore(small_disk / "admission.db", durability="normal")) as store:
+        with pytest.raises(StoreUnavailable, match="are for what was accepted"):
+            fill_with_answers(store, size)
+        assert "full" in store.health()
+        while end_first(store, size):  # what was accepted is run
+            pass
+        store.prune(before=10.0, now=10.0)
+        store.put(ticket(), recording(), now=10.0)
+        assert "full" not in store.health()
+
+
+def fill_with_answers(store: SQLiteStore, size: int) -> None:
+    """Accept and complete tickets, with 20 in the line, until there is no room."""
+    for number in itertools.count():
+        store.put(ticket(), recording(b"x" * 100), now=1.0)
+        if number > 20:
+            end_first(store, size)
+        if number % 20 == 0:
+            store.maintain(now=number * INTERVAL)
+
+
+def end_first(store: SQLiteStore, size: int) -> bool:
+    """Claim a ticket and complete it with so many bytes; return whether there was one."""
+    claimed = store.claim("w", now=1.0, lease=30, routes=ROUTES)
+    if claimed is not None:
+        store.finish(claimed.id, claimed.attempt, State.COMPLETED, recording(b"y" * size), now=2.0)
+    return claimed is not None

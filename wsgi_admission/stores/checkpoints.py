@@ -85,15 +85,20 @@ class Checkpointer:
             self._last = now
         try:
             size = self._size()
-            if size > self._known_size or (size and now - self._last >= INTERVAL):
-                with host_lock(self._lock) as held:
-                    if held:
-                        self._carry_over("TRUNCATE" if size > WAL_CUT else "RESTART")
-                        self._last, self._known_size = now, max(WAL_LIMIT, self._size())
+            due = size > self._known_size or (size and now - self._last >= INTERVAL)
+            if due and self.carry_over("TRUNCATE" if size > WAL_CUT else "RESTART"):
+                self._last, self._known_size = now, max(WAL_LIMIT, self._size())
         except FileNotFoundError:
             pass  # the log is made by the first writer
         except OSError as error:
             raise unavailable(self._connections.path, error) from error
+
+    def carry_over(self, mode: str = "RESTART") -> bool:
+        """Carry the log over unless somebody else is at it; return whether that was done."""
+        with host_lock(self._lock) as held:
+            if held:
+                self._carry_over(mode)
+            return held
 
     def _size(self) -> int:
         return os.stat(self._wal).st_size  # noqa: PTH116 - every second: no Path is built for it

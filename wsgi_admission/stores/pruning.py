@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from wsgi_admission.stores import rows
 from wsgi_admission.stores.bodies import Bodies
 from wsgi_admission.stores.connections import Connections
 from wsgi_admission.stores.records import MINUTES_KEPT, PRUNED_AT_ONCE, REMEMBER_GONE, WORKER_ALIVE
+from wsgi_admission.stores.room import is_short
 from wsgi_admission.stores.rows import SQL
 
 #: Tickets that are removed in one transaction: nobody waits longer for the file than that takes.
 BATCH = 200
+#: The same where the disk is nearly full: what they hold is overwritten, which takes as much of the log.
+SMALL_BATCH = 8
 #: Pages that are given back to the system at a time, when more than half of the file is free.
 VACUUM_PAGES = 512
 
 
-def prune(connections: Connections, bodies: Bodies, line: str, *, before: float, now: float) -> int:
-    """Do what `Store.prune` says; return the number of tickets removed."""
+def prune(
+    connections: Connections,
+    bodies: Bodies,
+    line: str,
+    *,
+    before: float,
+    now: float,
+    carry_over: Callable[[], object],
+) -> int:
+    """Do what `Store.prune` says; return the number of tickets removed.
+
+    :param carry_over: empties the log.
+    """
     removed = 0
     while removed < PRUNED_AT_ONCE:
-        batch = _tickets(connections, bodies, line, before=before, now=now)
-        removed += batch
-        if batch < BATCH:
+        batch = BATCH
+        if is_short(connections.path):
+            carry_over()  # so that there is room in the log
+            batch = SMALL_BATCH
+        found = _tickets(connections, bodies, line, before=before, now=now, batch=batch)
+        removed += found
+        if found < batch:
             break
     _the_rest(connections, line, now=now)
     # The files of all lines stand in one directory.
@@ -28,10 +48,10 @@ def prune(connections: Connections, bodies: Bodies, line: str, *, before: float,
     return removed
 
 
-def _tickets(connections: Connections, bodies: Bodies, line: str, *, before: float, now: float) -> int:
+def _tickets(connections: Connections, bodies: Bodies, line: str, *, before: float, now: float, batch: int) -> int:
     files: list[str] = []
     with connections.writing(durable=False) as connection:
-        parameters = {"line": line, "before": before, "batch": BATCH}
+        parameters = {"line": line, "before": before, "batch": batch}
         found = connection.execute(SQL["past_retention"], parameters).fetchall()
         for number, ticket_id, owner in found:
             for kind in ("request", "response"):

@@ -24,6 +24,7 @@ from wsgi_admission.stores.bodies import Bodies, Stored, WrongBody
 from wsgi_admission.stores.checkpoints import wal_race
 from wsgi_admission.stores.connections import Connections
 from wsgi_admission.stores.records import WORKER_ALIVE, Counts, Minute, Passed, Statistics, Worker
+from wsgi_admission.stores.room import is_full, refuse_full
 from wsgi_admission.stores.rows import SQL
 from wsgi_admission.stores.upkeep import Upkeep
 from wsgi_admission.stores.watch import Watch
@@ -74,6 +75,7 @@ class SQLiteStore(Store):
         with self._bodies.stored(request) as stored, self._connections.writing() as connection:
             known = rows.recalled(connection.execute(SQL["recall"], asked).fetchall(), digest) if key else None
             if known is None:
+                refuse_full(self._path, lambda sql: connection.execute(sql).fetchall())
                 known = rows.add(connection, self._line, ticket, now=now)
                 rows.keep(connection, "put_request", known.number, stored)
                 if key:
@@ -221,6 +223,7 @@ class SQLiteStore(Store):
         """Insert the new ticket, and give it the old one's request."""
         with self._connections.writing() as connection:
             old = moves.retried(rows.existing(connection, self._line, ticket_id))
+            refuse_full(self._path, lambda sql: connection.execute(sql).fetchall())
             new = rows.add(connection, self._line, ticket, now=now)
             connection.execute(SQL["move_request"], {"from": old.number, "to": new.number})
             rows.save(connection, old)
@@ -291,7 +294,10 @@ class SQLiteStore(Store):
 
     def prune(self, *, before: float, now: float) -> int:
         """Remove in batches, each a transaction of its own, so that nobody has to wait long."""
-        return pruning.prune(self._connections, self._bodies, self._line, before=before, now=now)
+        upkeep = self._upkeep
+        return pruning.prune(
+            self._connections, self._bodies, self._line, before=before, now=now, carry_over=upkeep.carry_over
+        )
 
     def maintain(self, *, now: float) -> None:
         """Mend what is damaged, take up a file that was put in its place, and carry the write-ahead log over."""
@@ -316,6 +322,7 @@ class SQLiteStore(Store):
             "size": str(_size(self._path)),
             "wal_size": str(_size(wal)),
             "wal_race": wal_race(sqlite3.sqlite_version_info),
+            **({"full": "nothing new is kept"} if is_full(self._path, self._connections.query) else {}),
             **({"damaged": ", ".join(kept)} if (kept := copies.aside(self._path)) else {}),
         }
 

@@ -51,6 +51,7 @@ class Upkeep:
         self._watch = watch
         self._path, self._patience = connections.path, connections.patience
         self._checkpointer = Checkpointer(connections)
+        self.carry_over = self._checkpointer.carry_over
         self._opened = opened
         # When it was looked through, and for how long that will do.
         self._looked, self._pause = -LOOK_AGAIN, 0.0

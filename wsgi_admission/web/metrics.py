@@ -71,6 +71,8 @@ def health(store: Store, config: Config, load: Load, slots_in_use: int, *, now: 
         processing = sum(tally.processing for tally in tallies)
         # Anybody may ask for the health; where the store lies on this machine is nobody's business.
         checks["store"] = {"status": "ok", **{name: fact for name, fact in store.health().items() if name != "path"}}
+        if "full" in checks["store"]:
+            checks["store"]["status"] = "failing"  # nothing new is kept
         checks["workers"] = _workers(store.statistics(now=now))
         paused = store.paused()
         checks["paused"] = {"status": "paused" if paused else "ok"}
