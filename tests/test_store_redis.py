@@ -289,6 +289,28 @@ def test_a_connection_that_the_server_closed_meanwhile_is_not_used(server: Redis
         assert store.get(mine).id == mine
 
 
+@pytest.mark.parametrize("stale", ["yes", "no"])
+def test_a_server_that_became_a_replica_is_left(folder: Path, kind: str, stale: str) -> None:
+    """Catches: processes that stay on the old master after a fail-over, though the name leads to the new one."""
+    name = folder / "name"
+    old, new = started(folder / "old", kind), started(folder / "new", kind)
+    try:
+        name.symlink_to(old.path)
+        with closing(RedisStore(f"redis+unix://{name}?db=0")) as store:
+            ids = [put(store, client) for client in ("ann", "bob")]
+            old.ask("CONFIG", "SET", "replica-serve-stale-data", stale)
+            old.ask("REPLICAOF", "127.0.0.1", "1")
+            name.unlink()
+            name.symlink_to(new.path)
+            unavailable(lambda: claim(store) if stale == "yes" else store.get(ids[0]))
+            assert queued(store) == 0, "this one has another line"
+            put(store)
+            assert new.ask("HLEN", key("main", "tickets")) == b":1\r\n"
+    finally:
+        old.stop()
+        new.stop()
+
+
 # Servers that are unfit
 
 
