@@ -25,11 +25,20 @@ import pytest
 from tests.redis_servers import RedisServer, program, started
 from tests.store_model import ROUTES, read, recording, ticket
 from tests.support import free_port, until
-from wsgi_admission.errors import ConfigError, LeaseLost, StoreError, StoreMismatch, StoreRefused, StoreUnavailable
+from wsgi_admission.errors import (
+    ConfigError,
+    GoneTicket,
+    LeaseLost,
+    StoreError,
+    StoreMismatch,
+    StoreRefused,
+    StoreUnavailable,
+    UnknownTicket,
+)
 from wsgi_admission.stores import check_url, fitness, news, open_store
 from wsgi_admission.stores import redis as module
 from wsgi_admission.stores.breaker import PAUSE
-from wsgi_admission.stores.records import INLINE_BODY, Tally, Worker
+from wsgi_admission.stores.records import INLINE_BODY, REMEMBER_GONE, Tally, Worker
 from wsgi_admission.stores.redis import RedisStore
 from wsgi_admission.stores.scripts import FIELDS, KEYS, key
 from wsgi_admission.stores.servers import Servers
@@ -366,6 +375,56 @@ def test_the_line_moves_and_is_seen_while_memory_is_used_up(server: RedisServer,
             assert (queued(other), len(other.statistics(now=1).workers)) == (left, 1)
             store.finish(*run, State.COMPLETED, None, now=1)
             assert other.changed() == store.changed()
+
+
+def test_a_server_without_memory_frees_itself(server: RedisServer, store: RedisStore) -> None:
+    """Catches: a server that stays full for ever, as nothing is removed from it while it is."""
+    put(store, body=b"x" * (INLINE_BODY + 1))
+    ended = claim(store)
+    store.finish(*ended, State.COMPLETED, recording(b"y" * (INLINE_BODY + 1)), now=1)
+    with full(server):
+        assert store.prune(before=2, now=2) == 1
+        assert bodies(server) == []
+        with pytest.raises(GoneTicket):
+            store.get(ended[0])
+        assert store.prune(before=2, now=3 + REMEMBER_GONE) == 0
+        with pytest.raises(UnknownTicket):
+            store.get(ended[0])
+
+
+@pytest.mark.parametrize("paused", [True, False])
+def test_a_server_without_memory_can_be_paused_and_resumed(
+    server: RedisServer, store: RedisStore, *, paused: bool
+) -> None:
+    """Catches: an operator who cannot stop the line, or let it go on, when it matters most."""
+    store.pause(not paused)
+    with full(server):
+        store.pause(paused)
+        assert store.paused() is paused
+
+
+def test_what_runs_is_steered_and_ends_while_memory_is_used_up(server: RedisServer, store: RedisStore) -> None:
+    """Catches: steps about what is there already that are refused, since what they write first needs memory."""
+    runs = []
+    for client in ("ann", "bob", "cid"):
+        put(store, client)
+        runs.append(claim(store))
+    first, second, third = runs
+    with full(server):
+        store.progress(*first, 0.5, "half")
+        assert store.get(first[0]).note == "half"
+    with full(server):
+        assert store.cancel(first[0], now=1).cancelling
+    with suppress(StoreUnavailable), store._doubts.about(second[0]):
+        raise StoreUnavailable("no answer came")
+    with full(server):
+        store.maintain(now=1)
+        assert store.get(second[0]).cancelling
+    store.finish(*third, State.COMPLETED, None, now=1)
+    with full(server):
+        with pytest.raises(LeaseLost):
+            store.finish(*third, State.COMPLETED, None, now=2)
+        assert store.counts()["donor", "image"].late == 1
 
 
 def test_who_runs_nothing_cannot_renew_either_where_nothing_can_be_written(

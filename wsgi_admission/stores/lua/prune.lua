@@ -1,4 +1,5 @@
 -- before, now, how many at most -> how many tickets were removed
+write_even_when_full()
 local old = redis.call('ZRANGEBYSCORE', K.finished, '-inf', '(' .. ARGV[1], 'LIMIT', 0, ARGV[3])
 for _, member in ipairs(old) do
     local id = string.sub(member, 9)
