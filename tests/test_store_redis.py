@@ -148,9 +148,9 @@ class Interrupted(BaseException):
     """As a greenlet's timeout, or Ctrl-C, in the middle of a call."""
 
 
-def test_an_interrupted_call_leaves_no_reply_behind(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches: a connection given back with a reply to come (CVE-2023-28858)."""
-    mine, other = put(store, "ann"), put(store, "bob")
+@contextmanager
+def interrupted(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Interrupt each call when its command was sent."""
     send = store._servers._make.send_packed_command  # type: ignore[attr-defined]  # the class of its connections
 
     def interrupt(*arguments: object, **options: object) -> None:
@@ -159,8 +159,14 @@ def test_an_interrupted_call_leaves_no_reply_behind(store: RedisStore, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(store._servers._make, "send_packed_command", interrupt)
-        with pytest.raises(Interrupted):
-            store.get(mine)
+        yield
+
+
+def test_an_interrupted_call_leaves_no_reply_behind(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a connection given back with a reply to come (CVE-2023-28858)."""
+    mine, other = put(store, "ann"), put(store, "bob")
+    with interrupted(store, monkeypatch), pytest.raises(Interrupted):
+        store.get(mine)
     assert store.get(other).id == other
 
 
@@ -598,6 +604,19 @@ def test_large_bodies_go_when_nobody_names_them(server: RedisServer, store: Redi
     store._chunks.send(recording(b"x" * (INLINE_BODY + 1)))
     (orphan,) = set(bodies(server)) - set(keys)
     assert 3000 < int(server.ask("TTL", orphan)[1:-2]) <= 3600, "its sender died"
+
+
+def test_the_first_piece_of_a_large_body_never_stays(
+    server: RedisServer, store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: a piece that nobody names and nobody removes, as its sender heard no answer, or died after it."""
+    put(store, body=b"x" * (INLINE_BODY + 1))  # now the server knows the scripts
+    (known,) = bodies(server)
+    with interrupted(store, monkeypatch), pytest.raises(Interrupted):
+        put(store, "bob", b"x" * (INLINE_BODY + 1))
+    until(lambda: len(bodies(server)) == 2, "the first piece")
+    (orphan,) = set(bodies(server)) - {known}
+    assert int(server.ask("TTL", orphan)[1:-2]) > 3000
 
 
 def bodies(server: RedisServer) -> list[str]:
