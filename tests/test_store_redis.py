@@ -740,6 +740,21 @@ def test_two_names_on_one_server_share_nothing(server: RedisServer) -> None:
         assert claim(one) == (new, 1)
 
 
+def test_a_machine_whose_clock_is_ahead_ends_nothing_too_early(server: RedisServer) -> None:
+    """Catches: deadlines and retention by the clock of whichever machine looks, and not by that of the server."""
+    now, passed = time.time(), 0.0
+    ahead = now + 600
+    with closing(RedisStore(server.url, skew=lambda: passed)) as store:
+        store.put(ticket("ann"), recording(), now=now)
+        run = claim(store)
+        store.finish(*run, State.COMPLETED, None, now=now)
+        store.put(ticket("bob", created_at=now), recording(), now=now)
+        for ended in (0, 1):
+            assert store.expire("image", before=ahead - 300, now=ahead, reason="Too late.") == ended
+            assert store.prune(before=ahead - 300, now=ahead) == ended
+            passed = 600.0
+
+
 # Noticing
 
 
