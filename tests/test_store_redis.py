@@ -25,11 +25,20 @@ import pytest
 from tests.redis_servers import RedisServer, program, started
 from tests.store_model import ROUTES, read, recording, ticket
 from tests.support import free_port, until
-from wsgi_admission.errors import ConfigError, LeaseLost, StoreError, StoreMismatch, StoreRefused, StoreUnavailable
+from wsgi_admission.errors import (
+    ConfigError,
+    GoneTicket,
+    LeaseLost,
+    StoreError,
+    StoreMismatch,
+    StoreRefused,
+    StoreUnavailable,
+    UnknownTicket,
+)
 from wsgi_admission.stores import check_url, fitness, news, open_store
 from wsgi_admission.stores import redis as module
 from wsgi_admission.stores.breaker import PAUSE
-from wsgi_admission.stores.records import INLINE_BODY, Tally, Worker
+from wsgi_admission.stores.records import INLINE_BODY, REMEMBER_GONE, Tally, Worker
 from wsgi_admission.stores.redis import RedisStore
 from wsgi_admission.stores.scripts import FIELDS, KEYS, key
 from wsgi_admission.stores.servers import Servers
@@ -139,9 +148,9 @@ class Interrupted(BaseException):
     """As a greenlet's timeout, or Ctrl-C, in the middle of a call."""
 
 
-def test_an_interrupted_call_leaves_no_reply_behind(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches: a connection given back with a reply to come (CVE-2023-28858)."""
-    mine, other = put(store, "ann"), put(store, "bob")
+@contextmanager
+def interrupted(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Interrupt each call when its command was sent."""
     send = store._servers._make.send_packed_command  # type: ignore[attr-defined]  # the class of its connections
 
     def interrupt(*arguments: object, **options: object) -> None:
@@ -150,8 +159,14 @@ def test_an_interrupted_call_leaves_no_reply_behind(store: RedisStore, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(store._servers._make, "send_packed_command", interrupt)
-        with pytest.raises(Interrupted):
-            store.get(mine)
+        yield
+
+
+def test_an_interrupted_call_leaves_no_reply_behind(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a connection given back with a reply to come (CVE-2023-28858)."""
+    mine, other = put(store, "ann"), put(store, "bob")
+    with interrupted(store, monkeypatch), pytest.raises(Interrupted):
+        store.get(mine)
     assert store.get(other).id == other
 
 
@@ -289,6 +304,28 @@ def test_a_connection_that_the_server_closed_meanwhile_is_not_used(server: Redis
         assert store.get(mine).id == mine
 
 
+@pytest.mark.parametrize("stale", ["yes", "no"])
+def test_a_server_that_became_a_replica_is_left(folder: Path, kind: str, stale: str) -> None:
+    """Catches: processes that stay on the old master after a fail-over, though the name leads to the new one."""
+    name = folder / "name"
+    old, new = started(folder / "old", kind), started(folder / "new", kind)
+    try:
+        name.symlink_to(old.path)
+        with closing(RedisStore(f"redis+unix://{name}?db=0")) as store:
+            ids = [put(store, client) for client in ("ann", "bob")]
+            old.ask("CONFIG", "SET", "replica-serve-stale-data", stale)
+            old.ask("REPLICAOF", "127.0.0.1", "1")
+            name.unlink()
+            name.symlink_to(new.path)
+            unavailable(lambda: claim(store) if stale == "yes" else store.get(ids[0]))
+            assert queued(store) == 0, "this one has another line"
+            put(store)
+            assert new.ask("HLEN", key("main", "tickets")) == b":1\r\n"
+    finally:
+        old.stop()
+        new.stop()
+
+
 # Servers that are unfit
 
 
@@ -344,6 +381,56 @@ def test_the_line_moves_and_is_seen_while_memory_is_used_up(server: RedisServer,
             assert (queued(other), len(other.statistics(now=1).workers)) == (left, 1)
             store.finish(*run, State.COMPLETED, None, now=1)
             assert other.changed() == store.changed()
+
+
+def test_a_server_without_memory_frees_itself(server: RedisServer, store: RedisStore) -> None:
+    """Catches: a server that stays full for ever, as nothing is removed from it while it is."""
+    put(store, body=b"x" * (INLINE_BODY + 1))
+    ended = claim(store)
+    store.finish(*ended, State.COMPLETED, recording(b"y" * (INLINE_BODY + 1)), now=1)
+    with full(server):
+        assert store.prune(before=2, now=2) == 1
+        assert bodies(server) == []
+        with pytest.raises(GoneTicket):
+            store.get(ended[0])
+        assert store.prune(before=2, now=3 + REMEMBER_GONE) == 0
+        with pytest.raises(UnknownTicket):
+            store.get(ended[0])
+
+
+@pytest.mark.parametrize("paused", [True, False])
+def test_a_server_without_memory_can_be_paused_and_resumed(
+    server: RedisServer, store: RedisStore, *, paused: bool
+) -> None:
+    """Catches: an operator who cannot stop the line, or let it go on, when it matters most."""
+    store.pause(not paused)
+    with full(server):
+        store.pause(paused)
+        assert store.paused() is paused
+
+
+def test_what_runs_is_steered_and_ends_while_memory_is_used_up(server: RedisServer, store: RedisStore) -> None:
+    """Catches: steps about what is there already that are refused, since what they write first needs memory."""
+    runs = []
+    for client in ("ann", "bob", "cid"):
+        put(store, client)
+        runs.append(claim(store))
+    first, second, third = runs
+    with full(server):
+        store.progress(*first, 0.5, "half")
+        assert store.get(first[0]).note == "half"
+    with full(server):
+        assert store.cancel(first[0], now=1).cancelling
+    with suppress(StoreUnavailable), store._doubts.about(second[0]):
+        raise StoreUnavailable("no answer came")
+    with full(server):
+        store.maintain(now=1)
+        assert store.get(second[0]).cancelling
+    store.finish(*third, State.COMPLETED, None, now=1)
+    with full(server):
+        with pytest.raises(LeaseLost):
+            store.finish(*third, State.COMPLETED, None, now=2)
+        assert store.counts()["donor", "image"].late == 1
 
 
 def test_who_runs_nothing_cannot_renew_either_where_nothing_can_be_written(
@@ -519,6 +606,19 @@ def test_large_bodies_go_when_nobody_names_them(server: RedisServer, store: Redi
     assert 3000 < int(server.ask("TTL", orphan)[1:-2]) <= 3600, "its sender died"
 
 
+def test_the_first_piece_of_a_large_body_never_stays(
+    server: RedisServer, store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: a piece that nobody names and nobody removes, as its sender heard no answer, or died after it."""
+    put(store, body=b"x" * (INLINE_BODY + 1))  # now the server knows the scripts
+    (known,) = bodies(server)
+    with interrupted(store, monkeypatch), pytest.raises(Interrupted):
+        put(store, "bob", b"x" * (INLINE_BODY + 1))
+    until(lambda: len(bodies(server)) == 2, "the first piece")
+    (orphan,) = set(bodies(server)) - {known}
+    assert int(server.ask("TTL", orphan)[1:-2]) > 3000
+
+
 def bodies(server: RedisServer) -> list[str]:
     """Return the keys of large bodies."""
     return sorted(re.findall(r"\{wa:main\}:body:\w+", server.ask("KEYS", "*").decode()))
@@ -638,6 +738,21 @@ def test_two_names_on_one_server_share_nothing(server: RedisServer) -> None:
         assert other.claim("worker", now=0, lease=30, routes=ROUTES) is None
         put(other)
         assert claim(one) == (new, 1)
+
+
+def test_a_machine_whose_clock_is_ahead_ends_nothing_too_early(server: RedisServer) -> None:
+    """Catches: deadlines and retention by the clock of whichever machine looks, and not by that of the server."""
+    now, passed = time.time(), 0.0
+    ahead = now + 600
+    with closing(RedisStore(server.url, skew=lambda: passed)) as store:
+        store.put(ticket("ann"), recording(), now=now)
+        run = claim(store)
+        store.finish(*run, State.COMPLETED, None, now=now)
+        store.put(ticket("bob", created_at=now), recording(), now=now)
+        for ended in (0, 1):
+            assert store.expire("image", before=ahead - 300, now=ahead, reason="Too late.") == ended
+            assert store.prune(before=ahead - 300, now=ahead) == ended
+            passed = 600.0
 
 
 # Noticing

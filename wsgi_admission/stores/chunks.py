@@ -15,7 +15,7 @@ from io import BytesIO
 from wsgi_admission.errors import StoreUnavailable
 from wsgi_admission.replay import Recording
 from wsgi_admission.stores.records import INLINE_BODY
-from wsgi_admission.stores.scripts import key
+from wsgi_admission.stores.scripts import key, script
 from wsgi_admission.stores.servers import Servers
 from wsgi_admission.stores.wire import decode, encode
 
@@ -55,9 +55,7 @@ class Chunks:
             return _LENGTHS.pack(len(start), len(head)) + head + start, ""
         name, length, rest = uuid.uuid4().hex, 0, BytesIO(start)
         while chunk := rest.read(CHUNK) or recording.body.read(CHUNK):
-            self._servers.call(b"RPUSH", self.key(name), chunk)
-            if not length:
-                self._servers.call(b"EXPIRE", self.key(name), ORPHANED)
+            self._servers.run(script("chunk"), [self.key(name)], [0.0, ORPHANED, chunk])
             length += len(chunk)
             if time.monotonic() - begin > patience + length / RATE:
                 raise StoreUnavailable(f"{self._servers.shown} takes bodies too slowly.")

@@ -5,7 +5,8 @@ and what a line keeps in scripts.py.  How the server is reached, and what happen
 servers.py; how changes are noticed, in news.py.
 
 Leases are measured by the clock of the server.  What people see (when a ticket was created, started, completed) is
-what the caller says.
+what the caller says.  Deadlines and retention compare these, and a caller whose clock is ahead of the server's is taken
+to be no later than the server.
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ KEYS = (
 FIELDS = (*(field.name for field in fields(Ticket)), "worker", "mark", "key", "digest")
 # Scripts that move no ticket need not know how.
 _STILL = {
+    "chunk",
     "get",
     "listing",
     "pause",

@@ -2,7 +2,8 @@
 
 A connection is used by one call at a time and dropped after any error, a timeout or an interruption: a reply that
 comes late can never be taken for that of another command.  Connections are made in the process that uses them; those
-that a fork inherits are left alone.
+that a fork inherits are left alone.  All are dropped when the server says that it became a replica: after a fail-over
+its name leads to another.
 
 After a failure nothing is tried for a while (breaker.py), so a request waits for a dead server once: `CONNECT_TIMEOUT`
 to be connected, `GREETING_TIMEOUT` for each step until the command is sent (password, database, sending), and
@@ -21,9 +22,11 @@ from redis.backoff import NoBackoff
 from redis.connection import Connection, parse_url
 from redis.exceptions import (
     AuthenticationError,
+    MasterDownError,
     MovedError,
     NoPermissionError,
     NoScriptError,
+    ReadOnlyError,
     RedisError,
     ResponseError,
 )
@@ -132,8 +135,6 @@ class Servers:
         except AuthenticationError as error:
             own.drop()
             raise StoreRefused(f"{self.shown} refuses the user or the password: {error}.") from error
-        except NoPermissionError as error:
-            raise StoreRefused(f"{self.shown} denies the user a right: {error}.") from error
         except (Unconnected, TimedOut, OSError) as error:
             own.drop()
             self._elsewhere = {}  # that node may be gone for good
@@ -141,11 +142,17 @@ class Servers:
                 raise StoreRefused(f"The certificate of {self.shown} or ours is refused: {error}.") from error
             raise StoreUnavailable(f"{self.shown} does not answer: {error}.") from error
         except RedisError as error:
-            if any(words in str(error) for words in DENIED):
-                raise StoreRefused(f"{self.shown} denies the user a right: {error}.") from error
-            if str(error).startswith(_PASSING) or type(error) is not ResponseError:
-                raise StoreUnavailable(f"{self.shown} cannot do it just now: {error}.") from error
-            raise StoreError(f"{self.shown} refused: {error}.") from error
+            if isinstance(error, (ReadOnlyError, MasterDownError)):
+                own.drop()  # it became a replica: the name may lead to the new master by now
+                self._elsewhere = {}
+            raise self._told(error) from error
+
+    def _told(self, error: RedisError) -> StoreError:
+        if isinstance(error, NoPermissionError) or any(words in str(error) for words in DENIED):
+            return StoreRefused(f"{self.shown} denies the user a right: {error}.")
+        if str(error).startswith(_PASSING) or type(error) is not ResponseError:
+            return StoreUnavailable(f"{self.shown} cannot do it just now: {error}.")
+        return StoreError(f"{self.shown} refused: {error}.")
 
     def _followed(self, own: _Own, ask: Callable[[Wire], Any]) -> Any:
         try:

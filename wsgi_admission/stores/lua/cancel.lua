@@ -14,6 +14,7 @@ if t[F.state] == 'queued' then
     t[F.error] = ARGV[3]
     return {'ok', move(t, 'cancelled', now, {})}
 end
+write_even_when_full()
 t[F.cancelling] = '1'
 changed()
 return {'ok', save(t)}

@@ -25,6 +25,11 @@ local function lease_end(lease)
     return exact(math.floor((clock() + lease) * 10) / 10)
 end
 
+-- A moment before which something is over, as a caller says whose clock may be ahead: then it is that much earlier.
+local function over_before(moment, now)
+    return math.max(0, moment - math.max(0, now - clock()))
+end
+
 local function load(id)
     local json = redis.call('HGET', K.tickets, id)
     return json and cjson.decode(json)

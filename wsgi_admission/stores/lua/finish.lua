@@ -8,6 +8,7 @@ if not t then
         return redis.call('HGET', K.tickets, id) -- this very step is said again, as its answer did not come
     end
     if late then
+        write_even_when_full()
         count(late[F.tier], late[F.route], {late = 1})
         changed()
     end

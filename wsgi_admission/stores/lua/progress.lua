@@ -3,6 +3,7 @@ local t = held(ARGV[1], ARGV[2])
 if not t then
     return 0
 end
+write_even_when_full()
 t[F.progress], t[F.note] = ARGV[3], ARGV[4]
 save(t)
 changed()

@@ -1,5 +1,6 @@
 -- before, now, how many at most -> how many tickets were removed
-local old = redis.call('ZRANGEBYSCORE', K.finished, '-inf', '(' .. ARGV[1], 'LIMIT', 0, ARGV[3])
+write_even_when_full()
+local old = redis.call('ZRANGEBYSCORE', K.finished, '-inf', '(' .. exact(over_before(ARGV[1], ARGV[2])), 'LIMIT', 0, ARGV[3])
 for _, member in ipairs(old) do
     local id = string.sub(member, 9)
     local t = load(id)

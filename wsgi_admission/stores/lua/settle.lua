@@ -1,5 +1,6 @@
 -- now, reason, then ids that were put and marks of claims of which no answer came -> those that were done after all
 -- Nobody was told of either: such a ticket is cancelled, and such a claim is given back without a crash.
+write_even_when_full()
 local now, marks, settled = tonumber(ARGV[1]), {}, {}
 for argument = 3, #ARGV do
     marks[ARGV[argument]] = true
