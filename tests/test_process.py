@@ -128,6 +128,23 @@ def test_leases_that_ran_out_while_nobody_could_renew_say_nothing(monkeypatch: p
     site.middleware.close()
 
 
+def test_a_process_that_has_just_started_takes_nobodys_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a process that starts when the store is back, and at its first look takes what others run for lost."""
+    now = 1000.0
+    expired: list[float] = []
+    monkeypatch.setattr("wsgi_admission.process.time", SimpleNamespace(time=time.time, monotonic=lambda: now))
+    monkeypatch.setattr(MemoryStore, "requeue_expired", lambda _self, **_keys: expired.append(now))
+    config = Config(store=StoreOptions(url="memory://"), routes=ROUTES)
+    process = start_process(lambda *_args: [], config, Resolver(["donor"]), replays=True)
+    process.housekeeper.stop()
+    for second in range(1000, 1013):
+        now = float(second)
+        process.leases()
+    assert expired == [1010.0, 1011.0, 1012.0]
+    monkeypatch.undo()
+    process.close()
+
+
 def test_while_the_line_is_paused_nothing_starts_and_newcomers_wait(
     monkeypatch: pytest.MonkeyPatch, sites: list[Site]
 ) -> None:
@@ -202,6 +219,7 @@ def test_every_chore_is_done_and_only_a_process_that_replays_reports_so(
     for name in names:
         monkeypatch.setattr(MemoryStore, name, lambda _self, *_args, _name=name, **_keys: done.update([_name]))
     monkeypatch.setattr("wsgi_admission.process.LoadMeter.sample", lambda _self, _now: done.update(["sample"]))
+    monkeypatch.setattr("wsgi_admission.process.GRACE", 0.0)
     ended = Passing()
     ended.begin("donor", "image", shadowed=False)()
     monkeypatch.setattr("wsgi_admission.process.Passing", lambda: ended)

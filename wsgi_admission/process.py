@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import socket
 import time
@@ -108,7 +109,7 @@ class Process:
     alone: bool = False
     housekeeper: Housekeeper = field(init=False)
     left: bool = field(default=False, init=False)
-    renewed: float = field(default_factory=time.monotonic, init=False)
+    renewed: float = field(default=-math.inf, init=False)
     trusts_leases_from: float = field(default=0.0, init=False)
 
     def replayed(self, now: float) -> bool:
@@ -128,7 +129,7 @@ class Process:
         """Renew the leases of what runs here, then look for those that anybody lost.
 
         After the store was away, or all of this host was stopped, nobody could renew: everybody gets the time to do so
-        before anything is taken for lost.
+        before anything is taken for lost.  A process that has just started cannot know whether it was so.
         """
         self.pool.renew()
         now = time.monotonic()
