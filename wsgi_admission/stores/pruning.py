@@ -5,7 +5,7 @@ from __future__ import annotations
 from wsgi_admission.stores import rows
 from wsgi_admission.stores.bodies import Bodies
 from wsgi_admission.stores.connections import Connections
-from wsgi_admission.stores.records import MINUTES_KEPT, PRUNED_AT_ONCE, REMEMBER_GONE, WORKER_ALIVE
+from wsgi_admission.stores.records import AT_ONCE, MINUTES_KEPT, REMEMBER_GONE, WORKER_ALIVE
 from wsgi_admission.stores.rows import SQL
 
 #: Tickets that are removed in one transaction: nobody waits longer for the file than that takes.
@@ -17,7 +17,7 @@ VACUUM_PAGES = 512
 def prune(connections: Connections, bodies: Bodies, line: str, *, before: float, now: float) -> int:
     """Do what `Store.prune` says; return the number of tickets removed."""
     removed = 0
-    while removed < PRUNED_AT_ONCE:
+    while removed < AT_ONCE:
         batch = _tickets(connections, bodies, line, before=before, now=now)
         removed += batch
         if batch < BATCH:
