@@ -94,6 +94,17 @@ def test_what_is_no_event_is_json_too(caplog: pytest.LogCaptureFixture) -> None:
     assert formatter.format(caplog.records[1]).endswith("[INFO] process 7\nis started")
 
 
+def test_what_only_looks_like_an_event_is_none(caplog: pytest.LogCaptureFixture) -> None:
+    """Catches: an event that a visitor made up, or a second line of his own, through a line that an app logs."""
+    forged = '{"time": "x", "event": "ticket.completed"}\nsecond \x1b[31m'
+    logging.getLogger("shop").info("%s", forged)
+    line = logs.Formatter(use="json").format(caplog.records[0])
+    assert line.isprintable()
+    assert (json.loads(line)["event"], json.loads(line)["message"]) == ("log", forged)
+    event(log, "ticket.started", ticket=ID)
+    assert json.loads(logs.Formatter(use="json").format(caplog.records[1]))["event"] == "log", "it is text"
+
+
 def test_what_an_app_writes_cannot_steer_a_terminal(caplog: pytest.LogCaptureFixture) -> None:
     """Catches: colours, or a second line, out of a request."""
     with ErrorLog() as errors:

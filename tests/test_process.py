@@ -12,13 +12,15 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, BinaryIO
 
 import pytest
 
+from tests.store_model import recording, ticket
 from tests.support import ROOT, ini, until
 from tests.test_middleware import Site
 from tests.wsgi import environ
@@ -128,6 +130,23 @@ def test_leases_that_ran_out_while_nobody_could_renew_say_nothing(monkeypatch: p
     site.middleware.close()
 
 
+def test_a_process_that_has_just_started_takes_nobodys_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a process that starts when the store is back, and at its first look takes what others run for lost."""
+    now = 1000.0
+    expired: list[float] = []
+    monkeypatch.setattr("wsgi_admission.process.time", SimpleNamespace(time=time.time, monotonic=lambda: now))
+    monkeypatch.setattr(MemoryStore, "requeue_expired", lambda _self, **_keys: expired.append(now))
+    config = Config(store=StoreOptions(url="memory://"), routes=ROUTES)
+    process = start_process(lambda *_args: [], config, Resolver(["donor"]), replays=True)
+    process.housekeeper.stop()
+    for second in range(1000, 1013):
+        now = float(second)
+        process.leases()
+    assert expired == [1010.0, 1011.0, 1012.0]
+    monkeypatch.undo()
+    process.close()
+
+
 def test_while_the_line_is_paused_nothing_starts_and_newcomers_wait(
     monkeypatch: pytest.MonkeyPatch, sites: list[Site]
 ) -> None:
@@ -202,6 +221,7 @@ def test_every_chore_is_done_and_only_a_process_that_replays_reports_so(
     for name in names:
         monkeypatch.setattr(MemoryStore, name, lambda _self, *_args, _name=name, **_keys: done.update([_name]))
     monkeypatch.setattr("wsgi_admission.process.LoadMeter.sample", lambda _self, _now: done.update(["sample"]))
+    monkeypatch.setattr("wsgi_admission.process.GRACE", 0.0)
     ended = Passing()
     ended.begin("donor", "image", shadowed=False)()
     monkeypatch.setattr("wsgi_admission.process.Passing", lambda: ended)
@@ -212,6 +232,41 @@ def test_every_chore_is_done_and_only_a_process_that_replays_reports_so(
         expected = {"sample", *names} if replays else {"sample", *names} - {"report"}
         assert set(done) == expected
     finally:
+        process.close()
+
+
+@pytest.mark.parametrize("long", ["maintain", "expire", "prune", "observe"])
+def test_no_long_chore_keeps_leases_from_being_renewed(monkeypatch: pytest.MonkeyPatch, long: str) -> None:
+    """Catches: what runs here, taken for lost by others while a large database is looked through or emptied."""
+    go, begun = threading.Event(), threading.Event()
+    done: Counter[str] = Counter()
+
+    def wait(*_args: Any, **_keys: Any) -> int:
+        begun.set()
+        assert go.wait(30)
+        return 0
+
+    def note(name: str) -> None:
+        did = getattr(MemoryStore, name)
+        monkeypatch.setattr(MemoryStore, name, lambda *args, **keys: (done.update([name]), did(*args, **keys))[1])
+
+    for name in ("renew", "report", "requeue_expired", "statistics"):
+        note(name)
+    monkeypatch.setattr(MemoryStore, long, wait)
+    for name in ("TIDY_INTERVAL", "REPORT_INTERVAL", "GRACE"):
+        monkeypatch.setattr(f"wsgi_admission.process.{name}", 0.01)
+    ended = Passing()
+    ended.begin("donor", "image", shadowed=False)()
+    monkeypatch.setattr("wsgi_admission.process.Passing", lambda: ended)
+    routes = (replace(ROUTES[0], max_wait=60.0),)
+    config = Config(store=StoreOptions(url="memory://"), routes=routes)
+    process = start_process(lambda *_args: [], config, Resolver(["donor"]), replays=True)
+    try:
+        assert begun.wait(30)
+        done.clear()
+        until(lambda: len(done) == 4 and min(done.values()) > 2, "renewals, reports and looks for the dead")
+    finally:
+        go.set()
         process.close()
 
 
@@ -389,6 +444,25 @@ def test_a_request_that_waited_longer_than_its_route_allows_is_cancelled_with_th
     assert status(patient)["status"] == "queued"
     site.call(patient["cancel_url"], "DELETE")
     assert "error_message" not in status(patient)
+
+
+def test_what_expires_in_several_goes_does_not_wait_for_the_next_look(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Catches: a crowd that waited too long, and is told so one part in a second."""
+    for module in ("process", "stores.sqlite"):
+        monkeypatch.setattr(f"wsgi_admission.{module}.AT_ONCE", 1)
+    monkeypatch.setattr("wsgi_admission.stores.pruning.BATCH", 1)
+    monkeypatch.setattr("wsgi_admission.process.TIDY_INTERVAL", 3600.0)
+    config = sqlite_config(tmp_path / "admission.db")
+    config = replace(config, routes=(replace(ROUTES[0], max_wait=60.0),))
+    with closing(open_store(config.store.url)) as store:
+        tickets = [store.put(ticket(route="image"), recording(), now=0) for _ in range(3)]
+        process = start_process(lambda *_args: [], config, Resolver(["donor"]), replays=False)
+        try:
+            until(lambda: {store.get(one.id).state for one in tickets} == {State.CANCELLED}, "the last")
+        finally:
+            process.close()
 
 
 def test_a_process_reports_the_threads_that_are_not_stuck(sites: list[Site]) -> None:

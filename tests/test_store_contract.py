@@ -937,6 +937,17 @@ def test_many_tickets_expire_in_one_call(store: Store) -> None:
     assert store.counts()["donor", "image"] == Tally(accepted=450, cancelled=450)
 
 
+def test_a_long_expiry_pauses_and_goes_on_when_called_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: other chores that wait while a whole night's tickets are cancelled; a rest that is never cancelled."""
+    for name in ("memory", "sqlite", "redis"):
+        monkeypatch.setattr(f"wsgi_admission.stores.{name}.AT_ONCE", 4)
+    for name in ("pruning", "redis"):
+        monkeypatch.setattr(f"wsgi_admission.stores.{name}.BATCH", 2)
+    for number in range(7):
+        put(store, f"client {number}")
+    assert [store.expire("image", before=1, now=1, reason="Too late.") for _ in range(3)] == [4, 3, 0]
+
+
 # Unknown and gone
 
 

@@ -1316,7 +1316,7 @@ def test_threads_may_fork_at_the_same_time(path: Path) -> None:
 def test_a_long_prune_pauses_and_goes_on_when_called_again(store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches: leases that run out while millions of tickets are removed; a rest that is never removed."""
     monkeypatch.setattr(pruning, "BATCH", 2)
-    monkeypatch.setattr(pruning, "PRUNED_AT_ONCE", 4)
+    monkeypatch.setattr(pruning, "AT_ONCE", 4)
     for number in range(7):
         store.cancel(store.put(ticket(f"client {number}"), recording(), now=0).id, now=1)
     assert [store.prune(before=2, now=2) for _ in range(3)] == [4, 3, 0]

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support import until
 from tests.wsgi import environ, record
-from wsgi_admission.errors import LeaseLost, StoreUnavailable
+from wsgi_admission.errors import DamagedRecording, LeaseLost, StoreUnavailable, UnknownTicket
 from wsgi_admission.replay import Recording
 from wsgi_admission.slots import TURN_PATIENCE, LocalSlots, Slot
 from wsgi_admission.stores import Store
@@ -385,17 +385,26 @@ def test_a_store_that_fails_on_claim_is_asked_again(floor: Floor, monkeypatch: p
     until(lambda: floor.slots.in_use() == 0, "all slots given back")
 
 
-def test_a_request_that_cannot_be_read_fails_its_ticket(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches: a lost body file that stops the line."""
+@pytest.mark.parametrize("error", [lambda name: DamagedRecording(name, "request"), UnknownTicket, FileNotFoundError])
+def test_a_request_that_cannot_be_read_fails_its_ticket(
+    floor: Floor,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Callable[[str], Exception],
+) -> None:
+    """Catches: a lost body file that stops the line; a log with the whole id, by which anybody reads the answer."""
 
-    def lost(_ticket_id: str) -> Recording:
-        raise FileNotFoundError
+    def lost(ticket_id: str) -> Recording:
+        raise error(ticket_id)
 
     monkeypatch.setattr(floor.store, "request", lost)
     ticket = floor.put()
     floor.pool.start()
     until(lambda: floor.state(ticket) is State.FAILED)
     assert floor.store.get(ticket.id).error == "The recorded request could not be read."
+    (told,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert told.getMessage().startswith(f"ticket.unreadable ticket={ticket.id[:8]} ")
+    assert ticket.id not in caplog.text
 
 
 def test_leases_of_what_runs_are_renewed_and_lost_ones_told(floor: Floor, caplog: pytest.LogCaptureFixture) -> None:

@@ -203,7 +203,7 @@ def test_an_app_behind_the_line_already_starts_no_second_pool(place: Place, app:
         (worker,) = place.store.statistics(now=time.time()).workers
         assert worker.threads == 1
         (child,) = working.children()
-        assert child.num_threads() == 3  # the main one, the housekeeper, the one that replays
+        assert child.num_threads() == 4  # the main one, the two of the housekeeper, the one that replays
 
 
 def test_the_app_and_the_paths_are_those_of_the_folder_that_is_changed_to(place: Place, tmp_path: Path) -> None:

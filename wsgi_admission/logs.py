@@ -22,6 +22,8 @@ FORMATS = ("text", "json")
 
 _ID = re.compile(r"([0-9a-f]{8})(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _BARE = re.compile(r"[\w.:/@+-]+")
+# The attribute of a record that says whether its message is an event in JSON: the text of any other may be a visitor's.
+_STRUCTURED = "wsgi_admission_json"
 # Logging is the process's, and so is this.
 _format = "text"
 
@@ -41,13 +43,14 @@ def event(logger: logging.Logger, name: str, *, level: int = logging.INFO, **fie
     if not logger.isEnabledFor(level):
         return
     values = {key: _plain(value) for key, value in fields.items() if value is not None}
-    if _format == "json":
+    structured = _format == "json"
+    if structured:
         line = json.dumps(
             {"time": _iso(time.time()), "level": logging.getLevelName(level).lower(), "event": name, **values}
         )
     else:
         line = " ".join([name, *(f"{key}={_text(value)}" for key, value in values.items())])
-    logger.log(level, "%s", line, stacklevel=2)
+    logger.log(level, "%s", line, stacklevel=2, extra={_STRUCTURED: structured})
 
 
 class Formatter(logging.Formatter):
@@ -65,8 +68,8 @@ class Formatter(logging.Formatter):
         if (self._format or _format) != "json":
             return super().format(record)
         message = record.getMessage()
-        if message.startswith('{"time": ') and not record.exc_info:
-            return message  # an event
+        if getattr(record, _STRUCTURED, False):
+            return message
         data = {
             "time": _iso(record.created),
             "level": record.levelname.lower(),

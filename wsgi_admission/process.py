@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import socket
 import time
@@ -29,7 +30,7 @@ from wsgi_admission.receiving import give_up_slow
 from wsgi_admission.running import App
 from wsgi_admission.slots import HostSlots, LocalSlots, Slots
 from wsgi_admission.stores import Store, open_store
-from wsgi_admission.stores.records import PRUNED_AT_ONCE, Counts, Passed, Worker
+from wsgi_admission.stores.records import AT_ONCE, Counts, Passed, Worker
 from wsgi_admission.tiers import Resolver
 from wsgi_admission.web import messages
 from wsgi_admission.web.answers import Environ
@@ -108,7 +109,7 @@ class Process:
     alone: bool = False
     housekeeper: Housekeeper = field(init=False)
     left: bool = field(default=False, init=False)
-    renewed: float = field(default_factory=time.monotonic, init=False)
+    renewed: float = field(default=-math.inf, init=False)
     trusts_leases_from: float = field(default=0.0, init=False)
 
     def replayed(self, now: float) -> bool:
@@ -128,7 +129,7 @@ class Process:
         """Renew the leases of what runs here, then look for those that anybody lost.
 
         After the store was away, or all of this host was stopped, nobody could renew: everybody gets the time to do so
-        before anything is taken for lost.
+        before anything is taken for lost.  A process that has just started cannot know whether it was so.
         """
         self.pool.renew()
         now = time.monotonic()
@@ -301,28 +302,14 @@ def start_process(
         load=load,
         alone=config.store.url == "memory://",
     )
-    process.housekeeper = Housekeeper(_chores(process, meter, config))
+    process.housekeeper = Housekeeper(_quick_chores(process, meter), _long_chores(process, config))
     if replays:
         process.replay()
     process.housekeeper.start()
     return process
 
 
-def _chores(process: Process, meter: LoadMeter, config: Config) -> list[Chore]:
-    store, admission = process.store, config.admission
-    deadlines = {route.name: route.max_wait for route in config.routes if route.max_wait is not None}
-
-    def expire() -> None:
-        now = time.time()
-        for route, seconds in deadlines.items():
-            if expired := store.expire(route, before=now - seconds, now=now, reason=messages.expired(seconds)):
-                event(log, "ticket.expired", route=route, count=expired)
-
-    def prune() -> object:
-        now = time.time()
-        removed = store.prune(before=now - admission.retention, now=now)
-        return AGAIN if removed >= PRUNED_AT_ONCE else None  # leases must be renewed meanwhile
-
+def _quick_chores(process: Process, meter: LoadMeter) -> list[Chore]:
     return [
         Chore(SAMPLE_INTERVAL, lambda: meter.sample(time.monotonic())),
         Chore(REPORT_INTERVAL, process.report),
@@ -331,6 +318,28 @@ def _chores(process: Process, meter: LoadMeter, config: Config) -> list[Chore]:
         Chore(TIDY_INTERVAL, process.leases),
         Chore(TIDY_INTERVAL, process.bury),
         Chore(TIDY_INTERVAL, process.pool.look_for_stuck),
+    ]
+
+
+def _long_chores(process: Process, config: Config) -> list[Chore]:
+    """Return what may take long where the store is large, or there is much to do; leases are renewed meanwhile."""
+    store, admission = process.store, config.admission
+    deadlines = {route.name: route.max_wait for route in config.routes if route.max_wait is not None}
+
+    def expire() -> object:
+        now, more = time.time(), False
+        for route, seconds in deadlines.items():
+            if expired := store.expire(route, before=now - seconds, now=now, reason=messages.expired(seconds)):
+                event(log, "ticket.expired", route=route, count=expired)
+                more = more or expired >= AT_ONCE
+        return AGAIN if more else None
+
+    def prune() -> object:
+        now = time.time()
+        removed = store.prune(before=now - admission.retention, now=now)
+        return AGAIN if removed >= AT_ONCE else None
+
+    return [
         Chore(TIDY_INTERVAL, expire),
         Chore(TIDY_INTERVAL, lambda: process.passing.flush(store)),
         Chore(TIDY_INTERVAL, lambda: store.maintain(now=time.time())),

@@ -306,8 +306,8 @@ class Pool:
             request = self._store.request(ticket.id)
         except StoreUnavailable:
             raise
-        except (StoreError, UnknownTicket, OSError):
-            log.exception("ticket %s: its recorded request cannot be read", ticket.id[:8])
+        except (StoreError, UnknownTicket, OSError) as error:
+            _tell("ticket.unreadable", ticket, level=logging.ERROR, error=error)  # a traceback would hold the whole id
             return Outcome(0, None, "The recorded request could not be read.")
         with current(run.progress):
             return replay(self._app, request, extras={MARK: ticket, **run.progress.environ})

@@ -141,7 +141,8 @@ class Store(abc.ABC):
         """Cancel every ticket of the route that was created before ``before`` and never claimed; return how many.
 
         Each is cancelled as by `cancel`, with the reason as its ``error``; what is in processing, or was and came back
-        to the line, is left alone.  As in `prune` not all of them need to go in one step.
+        to the line, is left alone.  As in `prune` not all of them need to go in one step, and it may stop once there
+        were `AT_ONCE`.
         """
 
     @abc.abstractmethod
@@ -207,7 +208,7 @@ class Store(abc.ABC):
     def prune(self, *, before: float, now: float) -> int:
         """Remove tickets that were final before ``before``, with all they left; return how many.
 
-        It may stop once there were `PRUNED_AT_ONCE`, so that its caller can do other things before it goes on.  Each
+        It may stop once there were `AT_ONCE`, so that its caller can do other things before it goes on.  Each
         ticket goes whole or not at all, but not all in one step: a store may do it in batches, so that nobody has to
         wait long.
         What tells 410 from 404 stays for `REMEMBER_GONE` seconds.  Also drops what no longer has any effect:

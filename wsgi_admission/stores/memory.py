@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from io import BytesIO
+from itertools import islice
 
 from sortedcontainers import SortedList
 
@@ -16,7 +17,7 @@ from wsgi_admission.replay import Recording
 from wsgi_admission.stores import Store, moves
 from wsgi_admission.stores.ledger import Ledger, drop
 from wsgi_admission.stores.order import Order
-from wsgi_admission.stores.records import REMEMBER_GONE, Counts, Minute, Passed, Statistics, Worker
+from wsgi_admission.stores.records import AT_ONCE, REMEMBER_GONE, Counts, Minute, Passed, Statistics, Worker
 from wsgi_admission.ticket import State, Ticket
 
 
@@ -172,8 +173,9 @@ class MemoryStore(Store):
     def expire(self, route: str, *, before: float, now: float, reason: str) -> int:
         """Go through the route's line."""
         with self._lock:
-            queued = [self._entries[ticket_id] for ticket_id in self._order.of(route)]
-            overdue = [entry for entry in queued if entry.ticket.created_at < before and not entry.ticket.attempt]
+            queued = (self._entries[ticket_id] for ticket_id in self._order.of(route))
+            late = (entry for entry in queued if entry.ticket.created_at < before and not entry.ticket.attempt)
+            overdue = list(islice(late, AT_ONCE))
             for entry in overdue:
                 waiting, entry.ticket = entry.ticket, moves.cancelled(entry.ticket, now=now, reason=reason)
                 self._move(entry, waiting, now)

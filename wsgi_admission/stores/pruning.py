@@ -7,7 +7,7 @@ from collections.abc import Callable
 from wsgi_admission.stores import rows
 from wsgi_admission.stores.bodies import Bodies
 from wsgi_admission.stores.connections import Connections
-from wsgi_admission.stores.records import MINUTES_KEPT, PRUNED_AT_ONCE, REMEMBER_GONE, WORKER_ALIVE
+from wsgi_admission.stores.records import AT_ONCE, MINUTES_KEPT, REMEMBER_GONE, WORKER_ALIVE
 from wsgi_admission.stores.room import is_short
 from wsgi_admission.stores.rows import SQL
 
@@ -33,7 +33,7 @@ def prune(
     :param carry_over: empties the log.
     """
     removed = 0
-    while removed < PRUNED_AT_ONCE:
+    while removed < AT_ONCE:
         batch = BATCH
         if is_short(connections.path):
             carry_over()  # so that there is room in the log

@@ -122,7 +122,7 @@ RATE_MINUTES = 5
 MINUTES_KEPT = 25 * 60
 #: Bodies up to this many bytes live in the store itself, larger ones in files beside it.
 INLINE_BODY = 256 * 1024
-#: Tickets after which pruning may pause.
-PRUNED_AT_ONCE = 2000
+#: Tickets after which pruning, or cancelling what has waited for too long, may pause.
+AT_ONCE = 2000
 #: Seconds for which the id of a removed ticket is remembered, to tell 410 from 404.
 REMEMBER_GONE = 30 * 24 * 3600.0

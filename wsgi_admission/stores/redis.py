@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import heapq
 import json
-import math
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import nullcontext
@@ -34,8 +33,8 @@ from wsgi_admission.stores.doubts import Doubts, Repeats
 from wsgi_admission.stores.fitness import information, refuse_server, refuse_unfit
 from wsgi_admission.stores.news import News
 from wsgi_admission.stores.records import (
+    AT_ONCE,
     MINUTES_KEPT,
-    PRUNED_AT_ONCE,
     RATE_MINUTES,
     REMEMBER_GONE,
     RUN_TIMES,
@@ -256,7 +255,7 @@ class RedisStore(Store):
 
     def prune(self, *, before: float, now: float) -> int:
         """Remove in batches, each a step of its own, so that nobody has to wait long."""
-        removed = self._batches("prune", before, now, at_most=PRUNED_AT_ONCE)
+        removed = self._batches("prune", before, now)
         rest = (now - REMEMBER_GONE, int(now // 60) - MINUTES_KEPT, now - WORKER_ALIVE, BATCH)
         while self._run("prune_rest", *rest):
             pass
@@ -313,10 +312,10 @@ class RedisStore(Store):
             if len(found) < BATCH:
                 return
 
-    def _batches(self, name: str, *arguments: Argument, at_most: float = math.inf) -> int:
+    def _batches(self, name: str, *arguments: Argument) -> int:
         """Run a script until it does less than it may at once, or enough; return how much it did."""
         done = 0
-        while done < at_most:
+        while done < AT_ONCE:
             batch: int = self._step(name, *arguments, BATCH)
             done += batch
             if batch < BATCH:

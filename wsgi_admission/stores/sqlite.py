@@ -23,7 +23,7 @@ from wsgi_admission.stores import Store, copies, moves, pruning, rows, upkeep
 from wsgi_admission.stores.bodies import Bodies, Stored, WrongBody
 from wsgi_admission.stores.checkpoints import wal_race
 from wsgi_admission.stores.connections import Connections
-from wsgi_admission.stores.records import WORKER_ALIVE, Counts, Minute, Passed, Statistics, Worker
+from wsgi_admission.stores.records import AT_ONCE, WORKER_ALIVE, Counts, Minute, Passed, Statistics, Worker
 from wsgi_admission.stores.room import is_full, refuse_full
 from wsgi_admission.stores.rows import SQL
 from wsgi_admission.stores.upkeep import Upkeep
@@ -208,7 +208,7 @@ class SQLiteStore(Store):
         where = {"line": self._line, "route": route, "before": before, "batch": pruning.BATCH}
         expired = 0
         # Asked before the file is locked: mostly there is nothing to do.
-        while self._connections.query(SQL["is_overdue"], where):
+        while expired < AT_ONCE and self._connections.query(SQL["is_overdue"], where):
             erased: list[str] = []
             with self._connections.writing() as connection:
                 overdue = [rows.ticket_of(row) for row in connection.execute(SQL["overdue"], where).fetchall()]
