@@ -458,7 +458,7 @@ def test_a_page_for_people_is_followed(via: Via) -> None:
     site = Played([page, pending(), status("completed"), DONE])
     assert via(site, "POST", headers={"Accept": "text/html"}).content == b"a picture"
     assert site.asked[1][2]["Accept"] == "application/json"
-    assert site.asked[3][2]["Accept"] == "text/html"
+    assert site.asked[3][2]["Accept"] == "*/*"
     site = Played([page, DONE, DONE])
     assert via(site, "POST", headers={"Accept": "text/html"}).content == b"a picture"
 
@@ -545,6 +545,8 @@ worker_threads = 1
 path = /gated
 [route:echo]
 path = /echo
+[route:page]
+path = /page
 """
 
 
@@ -592,6 +594,18 @@ def test_an_idle_site_is_waited_for_beyond_the_read_timeout(tmp_path: Path, libr
             with httpx.Client(transport=transport, timeout=1.9) as client:
                 assert client.post(f"{site.url}/gated?a").content == b"gated a"
         assert len(site.starts()) == 1
+
+
+def test_a_program_that_asks_for_html_gets_the_page_itself(gated: Server) -> None:
+    """Catches: a program taken for a browser and led to where the links of a page work."""
+    head = {"Accept": "text/html"}
+    with requests.Session() as session:
+        session.mount("http://", AdmissionAdapter(max_wait=60))
+        page = session.post(f"{gated.url}/page", headers=head)
+        assert (page.content, page.url, page.history) == (b"<p>a page", f"{gated.url}/page", [])
+    with httpx.Client(transport=AdmissionTransport(max_wait=60), headers=head) as client:
+        answer = client.post(f"{gated.url}/page")
+        assert (answer.status_code, answer.content) == (200, b"<p>a page")
 
 
 def test_an_interrupted_program_leaves_no_ticket(gated: Server) -> None:

@@ -211,9 +211,12 @@ class Waiting:
         return reply
 
     def _fetch(self, state: str) -> Steps:
-        """Get the app's answer.  When it is known to be below 500, one above is not the app's."""
+        """Get the app's answer.  When it is known to be below 500, one above is not the app's.
+
+        It was made for the Accept of the request; who asks for HTML here is taken for a browser and led elsewhere.
+        """
         method = "HEAD" if self._asked.method == "HEAD" else "GET"
-        call = Call(Kind.FETCH, method, self._places.result, answers.looking(self._asked.headers))
+        call = Call(Kind.FETCH, method, self._places.result, answers.looking(self._asked.headers, "*/*"))
         return (yield from self._ask(call, lambda reply: state == "completed" and reply.status >= 500))
 
     def _ask(self, call: Call, troubled: Callable[[Reply], bool]) -> Steps:
