@@ -41,11 +41,12 @@ def app(environ: dict[str, Any], start_response: StartResponse) -> Iterable[byte
         return _half()
     if path == "/replayed":
         return _answer(start_response, "200 OK", repr(type(environ.get("wsgi_admission.ticket"))).encode())
-    return _answer(start_response, "200 OK", b"pong")
+    body, kind = (b"<p>a page", "text/html") if path == "/page" else (b"pong", "text/plain")
+    return _answer(start_response, "200 OK", body, kind)
 
 
-def _answer(start_response: StartResponse, status: str, body: bytes) -> list[bytes]:
-    start_response(status, [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+def _answer(start_response: StartResponse, status: str, body: bytes, kind: str = "text/plain") -> list[bytes]:
+    start_response(status, [("Content-Type", kind), ("Content-Length", str(len(body)))])
     return [body]
 
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from email.message import Message
 from io import BytesIO, StringIO
@@ -174,6 +174,19 @@ def by_requests(site: Played, method: str, url: str = URL, **given: Any) -> Any:
 Via = Callable[..., Any]
 
 
+async def pieces() -> AsyncIterator[bytes]:
+    """Yield a body."""
+    yield b"x"
+
+
+#: A body that can be read once, for each library.
+ONCE: dict[Via, Callable[[], dict[str, Any]]] = {
+    by_requests: lambda: {"data": iter([b"x"])},
+    by_httpx: lambda: {"content": iter([b"x"])},
+    by_async_httpx: lambda: {"content": pieces()},
+}
+
+
 @pytest.fixture(params=[by_requests, by_httpx, by_async_httpx], ids=["requests", "httpx", "async"])
 def via(request: pytest.FixtureRequest) -> Via:
     """Send a request by one of the libraries."""
@@ -240,6 +253,25 @@ def test_a_site_may_hold_a_request_for_half_the_read_timeout(via: Via, timeout: 
     assert [headers.get("Prefer") for _, _, headers, _ in site.asked] == [prefer, None, None]
     via(site, "GET", timeout=timeout)
     assert "Prefer" not in site.asked[-1][2]  # only what has a key is held without being asked
+
+
+@pytest.mark.parametrize(
+    ("max_wait", "timeout", "prefer"),
+    [(2, None, "wait=2"), (0.5, None, "wait=0"), (9, 8, "wait=4"), (2, 60, "wait=2"), (600, None, None)],
+)
+def test_a_site_may_hold_a_request_for_max_wait(via: Via, max_wait: float, timeout: Any, prefer: str | None) -> None:
+    """Catches: a request that an idle site holds beyond max_wait; one that a busy site holds for no reason."""
+    site = Played([pending(), status("completed"), DONE])
+    with suppress(WaitedTooLong):
+        via(site, "POST", max_wait=max_wait, timeout=timeout)
+    assert site.asked[0][2].get("Prefer") == prefer
+
+
+def test_a_retry_is_held_for_what_is_left_of_max_wait(via: Via) -> None:
+    """Catches: a retry that may take all of max_wait once more."""
+    site = Played([(503, {"Retry-After": "3"}, b""), DONE])
+    via(site, "POST", max_wait=9, timeout=None)
+    assert [headers.get("Prefer") for _, _, headers, _ in site.asked] == ["wait=9", "wait=6"]
 
 
 def test_a_timeout_of_urllib3_is_understood() -> None:
@@ -339,6 +371,89 @@ def test_an_interruption_cancels(via: Via, stop: type[BaseException]) -> None:
     with pytest.raises(stop):
         via(site, "POST", on_update=interrupt)
     assert site.calls[-1] == "DELETE /q/status/1"
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, ValueError])
+def test_an_interruption_cancels_what_an_idle_site_holds(via: Via, stop: type[BaseException]) -> None:
+    """Catches: a request that runs for nobody because its ticket was not told yet."""
+    site = Played([stop(), pending()])
+    with pytest.raises(stop):
+        via(site, "POST", headers={"Prefer": "wait=60", "Accept": "text/html"}, data={"a": "b"})
+    assert site.calls == ["POST /api/generate", "POST /api/generate", "DELETE /q/status/1"]
+    (_, _, first, body), (_, _, again, same) = site.asked[:2]
+    assert (again["Idempotency-Key"], same) == (first["Idempotency-Key"], body)
+    assert (again["Prefer"], again["Accept"]) == ("wait=0", "application/json")
+    site = Played([BROKEN, stop(), pending()])
+    with pytest.raises(stop):
+        via(site, "PUT", headers={"Idempotency-Key": "mine"})
+    assert [headers.get("Idempotency-Key") for _, _, headers, _ in site.asked] == ["mine", "mine", "mine", None]
+    assert site.calls[-1] == "DELETE /q/status/1"
+
+
+def test_a_file_is_sent_whole_to_learn_its_ticket(via: Via, tmp_path: Path) -> None:
+    """Catches: another body under the same key, which is refused."""
+    (tmp_path / "x").write_bytes(b"a whole body")
+    site = Played([KeyboardInterrupt(), pending()])
+    with (tmp_path / "x").open("rb") as file, pytest.raises(KeyboardInterrupt):
+        via(site, "POST", **({"data": file} if via is by_requests else {"files": {"x": file}}))
+    assert [b"a whole body" in body for _, _, _, body in site.asked] == [True, True, False]
+
+
+@pytest.mark.parametrize("answer", [DONE, BROKEN, REFUSED, pending(cancel_url="http://evil.test/q/1")])
+def test_the_interruption_is_told_whatever_the_site_says(via: Via, answer: Any) -> None:
+    """Catches: an error of the cancelling in the place of the interruption."""
+    site = Played([KeyboardInterrupt(), answer])
+    with pytest.raises(KeyboardInterrupt):
+        via(site, "POST")
+    assert len(site.asked) == 2
+
+
+def test_what_has_no_ticket_to_learn_is_not_sent_again(via: Via) -> None:
+    """Catches: a request sent twice that has no key, whose body is gone, that was answered, or may not be resent."""
+    once = Terms(resend=False, clock=lambda: 0.0)
+    for method, more in (("GET", {}), ("POST", {"terms": once}), ("POST", ONCE[via]())):
+        site = Played([KeyboardInterrupt(), pending()])
+        with pytest.raises(KeyboardInterrupt):
+            via(site, method, **more)
+        assert len(site.asked) == 1
+    failed: Any
+    for failed in (BROKEN, (503, {}, b"")):
+        site = Played([failed, failed, failed, failed])
+        with suppress(*LIBRARY):
+            via(site, "POST")
+        assert len(site.asked) == 4
+
+
+@pytest.mark.parametrize("by", ["task", "scope"])
+def test_a_cancelled_task_cancels_what_an_idle_site_holds(by: str) -> None:
+    """Catches: the request for its ticket cancelled with the task."""
+    site = Played([pending()])
+
+    async def main() -> None:
+        held = asyncio.Event()
+
+        async def answer(request: httpx.Request) -> httpx.Response:
+            if not held.is_set():
+                held.set()
+                await anyio.sleep_forever()
+            await anyio.lowlevel.checkpoint()
+            return handled(site, request)
+
+        transport = AsyncAdmissionTransport(httpx.MockTransport(answer))
+        async with httpx.AsyncClient(transport=transport) as client, anyio.create_task_group() as group:
+            if by == "scope":
+                group.start_soon(client.post, URL)
+                await held.wait()
+                group.cancel_scope.cancel()
+                return
+            task = asyncio.create_task(client.post(URL))
+            await held.wait()
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    asyncio.run(main())
+    assert site.calls == ["POST /api/generate", "DELETE /q/status/1"]
 
 
 @pytest.mark.parametrize("by", ["task", "scope"])
@@ -458,7 +573,7 @@ def test_a_page_for_people_is_followed(via: Via) -> None:
     site = Played([page, pending(), status("completed"), DONE])
     assert via(site, "POST", headers={"Accept": "text/html"}).content == b"a picture"
     assert site.asked[1][2]["Accept"] == "application/json"
-    assert site.asked[3][2]["Accept"] == "text/html"
+    assert site.asked[3][2]["Accept"] == "*/*"
     site = Played([page, DONE, DONE])
     assert via(site, "POST", headers={"Accept": "text/html"}).content == b"a picture"
 
@@ -545,6 +660,8 @@ worker_threads = 1
 path = /gated
 [route:echo]
 path = /echo
+[route:page]
+path = /page
 """
 
 
@@ -594,6 +711,18 @@ def test_an_idle_site_is_waited_for_beyond_the_read_timeout(tmp_path: Path, libr
         assert len(site.starts()) == 1
 
 
+def test_a_program_that_asks_for_html_gets_the_page_itself(gated: Server) -> None:
+    """Catches: a program taken for a browser and led to where the links of a page work."""
+    head = {"Accept": "text/html"}
+    with requests.Session() as session:
+        session.mount("http://", AdmissionAdapter(max_wait=60))
+        page = session.post(f"{gated.url}/page", headers=head)
+        assert (page.content, page.url, page.history) == (b"<p>a page", f"{gated.url}/page", [])
+    with httpx.Client(transport=AdmissionTransport(max_wait=60), headers=head) as client:
+        answer = client.post(f"{gated.url}/page")
+        assert (answer.status_code, answer.content) == (200, b"<p>a page")
+
+
 def test_an_interrupted_program_leaves_no_ticket(gated: Server) -> None:
     """Catches: a program that is stopped with Ctrl-C and whose request runs all the same."""
     program = (
@@ -617,6 +746,25 @@ def test_an_interrupted_program_leaves_no_ticket(gated: Server) -> None:
             lambda: (s := other.get(f"{gated.url}/api/queue/status/{ticket}").json()["status"]) != "processing" and s
         )
     assert state == "cancelled"
+
+
+def test_an_interrupted_program_leaves_nothing_on_an_idle_site(tmp_path: Path) -> None:
+    """Catches: a program that is stopped while the site holds its request, which then runs to its end for nobody."""
+    text = QUEUE_ALL.replace("queue_all", "auto") + "[load]\nthreshold = 100%\n"
+    program = (
+        "import sys, requests\nfrom wsgi_admission.client import AdmissionAdapter\n"
+        "session = requests.Session()\nsession.mount('http://', AdmissionAdapter())\n"
+        "session.post(sys.argv[1], data='a body', headers={'Prefer': 'wait=300'})\n"
+    )
+    with gunicorn(tmp_path, ini(tmp_path, text)) as site, httpx.Client(timeout=30) as other:
+        command = [sys.executable, "-c", program, f"{site.url}/gated?a"]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=ROOT) as process:
+            until(site.starts, "the run")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) != 0
+        site.open_gate()
+        until(lambda: other.get(f"{site.url}/api/queue/metrics").json()["cancelled_requests"], "the end of its ticket")
+        assert len(site.starts()) == 1
 
 
 def test_answers_come_byte_for_byte_and_in_pieces(gated: Server) -> None:

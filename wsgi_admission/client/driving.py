@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -59,29 +59,35 @@ def run(waiting: Waiting, send: Callable[[Call], Reply | Failure], sleep: Callab
 
     :param send: sends a call; what it raises is an interruption.
     """
-    steps = waiting.steps()
-    outcome: Reply | Failure | None = None
     try:
-        while True:
-            try:
-                step = steps.send(outcome)
-            except StopIteration as end:
-                return end.value.native
-            if isinstance(outcome, Reply):
-                outcome.native.close()
-            outcome = None
-            if isinstance(step, Pause):
-                sleep(step.seconds)
-            else:
-                outcome = send(step)
+        return _carry_out(waiting.steps(), send, sleep).native
     except BaseException:
-        call = waiting.cancelling()
-        if call:
-            with suppress(Exception):  # what interrupted us is what the caller is told
-                cancelled = send(call)
-                if isinstance(cancelled, Reply):
-                    cancelled.native.close()
+        with suppress(Exception):  # what interrupted us is what the caller is told
+            _carry_out(waiting.cancelling(), send, sleep)
         raise
+
+
+def _carry_out(
+    steps: Generator[Call | Pause, Any, Any],
+    send: Callable[[Call], Reply | Failure],
+    sleep: Callable[[float], object],
+) -> Any:
+    """Carry out the steps and return what they return; every other reply is closed."""
+    outcome: Reply | Failure | None = None
+    while True:
+        try:
+            step = steps.send(outcome)
+        except StopIteration as end:
+            if isinstance(outcome, Reply) and outcome is not end.value:
+                outcome.native.close()
+            return end.value
+        if isinstance(outcome, Reply):
+            outcome.native.close()
+        outcome = None
+        if isinstance(step, Pause):
+            sleep(step.seconds)
+        else:
+            outcome = send(step)
 
 
 async def run_async(
@@ -90,29 +96,35 @@ async def run_async(
     """Do the same as `run` on an event loop, asyncio's or Trio's."""
     import anyio  # noqa: PLC0415 - comes with httpx, which is not needed for requests
 
-    steps = waiting.steps()
-    outcome: Reply | Failure | None = None
     try:
-        while True:
-            try:
-                step = steps.send(outcome)
-            except StopIteration as end:
-                return end.value.native
-            if isinstance(outcome, Reply):
-                await outcome.native.aclose()
-            outcome = None
-            if isinstance(step, Pause):
-                await sleep(step.seconds)
-            else:
-                outcome = await send(step)
+        return (await _carry_out_async(waiting.steps(), send, sleep)).native
     except GeneratorExit:
         raise  # the coroutine is closed: it may not await any more
     except BaseException:
-        call = waiting.cancelling()
-        if call:
-            # A cancelled task gets its ticket cancelled too before it ends.
-            with anyio.move_on_after(CANCEL_TIMEOUT, shield=True), suppress(Exception):
-                cancelled = await send(call)
-                if isinstance(cancelled, Reply):
-                    await cancelled.native.aclose()
+        # A cancelled task gets its ticket cancelled too before it ends.
+        with anyio.move_on_after(CANCEL_TIMEOUT, shield=True), suppress(Exception):
+            await _carry_out_async(waiting.cancelling(), send, sleep)
         raise
+
+
+async def _carry_out_async(
+    steps: Generator[Call | Pause, Any, Any],
+    send: Callable[[Call], Awaitable[Reply | Failure]],
+    sleep: Callable[[float], Awaitable[object]],
+) -> Any:
+    """Do the same as `_carry_out` on an event loop."""
+    outcome: Reply | Failure | None = None
+    while True:
+        try:
+            step = steps.send(outcome)
+        except StopIteration as end:
+            if isinstance(outcome, Reply) and outcome is not end.value:
+                await outcome.native.aclose()
+            return end.value
+        if isinstance(outcome, Reply):
+            await outcome.native.aclose()
+        outcome = None
+        if isinstance(step, Pause):
+            await sleep(step.seconds)
+        else:
+            outcome = await send(step)

@@ -37,7 +37,7 @@ class AdmissionTransport(httpx.BaseTransport):
     """Answers a request that was queued with the app's own answer, when that is there.
 
     Everything else goes through untouched, but for an Idempotency-Key in requests of methods that are not idempotent,
-    and with that a Prefer where the read timeout is short.
+    and with that a Prefer where the read timeout or ``max_wait`` is short.
 
     :param transport: what sends the requests; a new `httpx.HTTPTransport` when there is none.
     :param max_wait: seconds after which a request that waits is given up and its ticket cancelled, or None.
@@ -141,19 +141,16 @@ def _asked(request: httpx.Request) -> Asked:
 
 
 def _request_for(call: Call, request: httpx.Request) -> httpx.Request:
-    if call.kind is Kind.SUBMIT:
-        headers = request.headers.copy()
-        headers.update(call.headers)
-        return httpx.Request(
-            call.method, request.url, headers=headers, stream=request.stream, extensions=request.extensions
-        )
     given = request.extensions.get("timeout") or {}
     limits: dict[str, Any] = {name: given.get(name) or LOOK_TIMEOUT for name in ("connect", "read", "write", "pool")}
-    if call.kind is Kind.CANCEL:
+    if call.kind in {Kind.CANCEL, Kind.RECALL}:
         limits = dict.fromkeys(limits, CANCEL_TIMEOUT)
-    return httpx.Request(
-        call.method, call.url, headers=call.headers, extensions={**request.extensions, "timeout": limits}
-    )
+    extensions = request.extensions if call.kind is Kind.SUBMIT else {**request.extensions, "timeout": limits}
+    if call.kind not in {Kind.SUBMIT, Kind.RECALL}:
+        return httpx.Request(call.method, call.url, headers=call.headers, extensions=extensions)
+    headers = request.headers.copy()
+    headers.update(call.headers)
+    return httpx.Request(call.method, request.url, headers=headers, stream=request.stream, extensions=extensions)
 
 
 def _failure(error: httpx.TransportError) -> Failure:

@@ -42,7 +42,7 @@ class AdmissionAdapter(HTTPAdapter):
     """Answers a request that was queued with the app's own answer, when that is there.
 
     Everything else goes through untouched, but for an Idempotency-Key in requests of methods that are not idempotent,
-    and with that a Prefer where the read timeout is short.
+    and with that a Prefer where the read timeout or ``max_wait`` is short.
 
     :param max_wait: seconds after which a request that waits is given up and its ticket cancelled, or None.
     :param on_update: called with an `Update` after each look for the ticket; what it raises ends the waiting.
@@ -85,15 +85,16 @@ class AdmissionAdapter(HTTPAdapter):
 
         def send(call: Call) -> Reply | Failure:
             nonlocal first
-            if call.kind is not Kind.SUBMIT:
-                limit = CANCEL_TIMEOUT if call.kind is Kind.CANCEL else timeout or LOOK_TIMEOUT
+            limit = CANCEL_TIMEOUT if call.kind in {Kind.CANCEL, Kind.RECALL} else timeout
+            if call.kind not in {Kind.SUBMIT, Kind.RECALL}:
+                limit = limit or LOOK_TIMEOUT
                 return self._send(call, _request_for(call), timeout=limit, **connection)
             prepared = request.copy()
             prepared.headers.update(call.headers)
             if not first and hasattr(prepared.body, "seek"):
                 rewind_body(prepared)
             first = False
-            return self._send(call, prepared, timeout=timeout, **connection)
+            return self._send(call, prepared, timeout=limit, **connection)
 
         try:
             with self._through.one(asked) as waiting:

@@ -29,6 +29,7 @@ class Kind(Enum):
     """What a call is for."""
 
     SUBMIT = "submit"  # the caller's own request, with the call's headers set besides
+    RECALL = "recall"  # the same once more, to learn its ticket
     LOOK = "look"
     FETCH = "fetch"
     CANCEL = "cancel"
@@ -111,6 +112,8 @@ class Waiting:
         self._tell = tell
         self._began = terms.clock()
         self._places = Places("", "", "")
+        self._key: list[tuple[str, Any]] = []
+        self._unheard = False  # whether it may have a ticket that only its key can tell
 
     def steps(self) -> Steps:
         """Yield what is to be done; return the caller's answer.
@@ -130,35 +133,51 @@ class Waiting:
         self._places = Places("", "", "")
         return reply
 
-    def cancelling(self) -> Call | None:
-        """Return the call that gives the place in the line up, or None when there is none to give up."""
-        if not self._places.cancel:
-            return None
-        headers = answers.looking(self._asked.headers, "application/json")
-        return Call(Kind.CANCEL, "DELETE", self._places.cancel, headers)
+    def cancelling(self) -> Generator[Call, Any, None]:
+        """Yield what gives the place in the line up after an interruption; nothing when there is none to give up."""
+        asked = self._asked
+        if self._unheard:
+            # An idle site holds the request and has not told the ticket yet.  It knows the key.
+            headers = [*self._key, ("Accept", "application/json"), ("Prefer", "wait=0")]
+            outcome: Reply | Failure = yield Call(Kind.RECALL, asked.method, asked.url, headers)
+            if isinstance(outcome, Reply) and answers.is_pending(outcome.status, outcome.headers):
+                self._learn(outcome)
+        if self._places.cancel:
+            yield Call(Kind.CANCEL, "DELETE", self._places.cancel, answers.looking(asked.headers, "application/json"))
 
     def _submit(self) -> Steps:
         """Send the request, and again while that is of use and within the budget."""
         asked = self._asked
         self._terms.budget.deposit(self._terms.clock())
-        headers: list[tuple[str, Any]] = []
         keyed = any(name.lower() == "idempotency-key" for name, _ in asked.headers)
         if asked.method not in IDEMPOTENT and not keyed:
-            headers, keyed = [("Idempotency-Key", f'"{uuid.uuid4()}"')], True
-        if keyed and asked.read_timeout is not None and asked.read_timeout < 2 * HOLD:
-            # The site holds a request with a key while it runs; its 202 must come before the caller has given up.
-            headers += answers.preferring(asked.headers, f"wait={int(asked.read_timeout / 2)}")
+            self._key, keyed = [("Idempotency-Key", f'"{uuid.uuid4()}"')], True
         retry = 0
         while True:
+            headers = self._key + (self._patience() if keyed else [])
+            self._unheard = keyed and asked.repeatable and self._terms.resend
             outcome: Reply | Failure = yield Call(Kind.SUBMIT, asked.method, asked.url, headers)
+            self._unheard = self._unheard and isinstance(outcome, Failure) and outcome.sent
             pause = self._before_retry(outcome, retry)
             if pause is None:
                 break
             yield Pause(pause)
             retry += 1
+        self._unheard = False  # what has failed for good is no interruption: the caller may send it again
         if isinstance(outcome, Failure):
             raise outcome.error
         return outcome
+
+    def _patience(self) -> list[tuple[str, str]]:
+        """Return the Prefer of a request with a key, which an idle site holds while it runs.
+
+        Its 202 must come before the caller has given up.
+        """
+        asked = self._asked
+        held = min(self._left(), HOLD if asked.read_timeout is None else asked.read_timeout / 2)
+        if held >= HOLD:
+            return []
+        return answers.preferring(asked.headers, f"wait={int(held + 0.01)}")  # of max_wait a moment has passed
 
     def _before_retry(self, outcome: Reply | Failure, retry: int) -> float | None:
         """Return the seconds until the request is sent again, or None when it shall not be."""
@@ -211,9 +230,12 @@ class Waiting:
         return reply
 
     def _fetch(self, state: str) -> Steps:
-        """Get the app's answer.  When it is known to be below 500, one above is not the app's."""
+        """Get the app's answer.  When it is known to be below 500, one above is not the app's.
+
+        It was made for the Accept of the request; who asks for HTML here is taken for a browser and led elsewhere.
+        """
         method = "HEAD" if self._asked.method == "HEAD" else "GET"
-        call = Call(Kind.FETCH, method, self._places.result, answers.looking(self._asked.headers))
+        call = Call(Kind.FETCH, method, self._places.result, answers.looking(self._asked.headers, "*/*"))
         return (yield from self._ask(call, lambda reply: state == "completed" and reply.status >= 500))
 
     def _ask(self, call: Call, troubled: Callable[[Reply], bool]) -> Steps:
