@@ -12,6 +12,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from email.message import Message
+from functools import partial
 from io import BytesIO, StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -305,7 +306,7 @@ def test_the_body_is_sent_again_whole(via: Via, tmp_path: Path) -> None:
     site = Played([BROKEN, DONE])
     with (tmp_path / "x").open("rb") as file:
         # requests reads a form with files into memory; a file that is the body it sends as it is.
-        via(site, "POST", **({"data": file} if via is by_requests else {"files": {"x": file}}))
+        via(site, "POST", headers=MINE, **({"data": file} if via is by_requests else {"files": {"x": file}}))
     assert len(site.asked) == 2
     assert all(b"a whole body" in body for _, _, _, body in site.asked)
 
@@ -373,19 +374,23 @@ def test_an_interruption_cancels(via: Via, stop: type[BaseException]) -> None:
     assert site.calls[-1] == "DELETE /q/status/1"
 
 
+#: A key of the caller's own.
+MINE = {"Idempotency-Key": "mine"}
+
+
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, ValueError])
 def test_an_interruption_cancels_what_an_idle_site_holds(via: Via, stop: type[BaseException]) -> None:
     """Catches: a request that runs for nobody because its ticket was not told yet."""
     site = Played([stop(), pending()])
     with pytest.raises(stop):
-        via(site, "POST", headers={"Prefer": "wait=60", "Accept": "text/html"}, data={"a": "b"})
+        via(site, "POST", headers={**MINE, "Prefer": "wait=60", "Accept": "text/html"}, data={"a": "b"})
     assert site.calls == ["POST /api/generate", "POST /api/generate", "DELETE /q/status/1"]
     (_, _, first, body), (_, _, again, same) = site.asked[:2]
     assert (again["Idempotency-Key"], same) == (first["Idempotency-Key"], body)
     assert (again["Prefer"], again["Accept"]) == ("wait=0", "application/json")
     site = Played([BROKEN, stop(), pending()])
     with pytest.raises(stop):
-        via(site, "PUT", headers={"Idempotency-Key": "mine"})
+        via(site, "PUT", headers=MINE)
     assert [headers.get("Idempotency-Key") for _, _, headers, _ in site.asked] == ["mine", "mine", "mine", None]
     assert site.calls[-1] == "DELETE /q/status/1"
 
@@ -395,7 +400,7 @@ def test_a_file_is_sent_whole_to_learn_its_ticket(via: Via, tmp_path: Path) -> N
     (tmp_path / "x").write_bytes(b"a whole body")
     site = Played([KeyboardInterrupt(), pending()])
     with (tmp_path / "x").open("rb") as file, pytest.raises(KeyboardInterrupt):
-        via(site, "POST", **({"data": file} if via is by_requests else {"files": {"x": file}}))
+        via(site, "POST", headers=MINE, **({"data": file} if via is by_requests else {"files": {"x": file}}))
     assert [b"a whole body" in body for _, _, _, body in site.asked] == [True, True, False]
 
 
@@ -404,17 +409,17 @@ def test_the_interruption_is_told_whatever_the_site_says(via: Via, answer: Any) 
     """Catches: an error of the cancelling in the place of the interruption."""
     site = Played([KeyboardInterrupt(), answer])
     with pytest.raises(KeyboardInterrupt):
-        via(site, "POST")
+        via(site, "POST", headers=MINE)
     assert len(site.asked) == 2
 
 
 def test_what_has_no_ticket_to_learn_is_not_sent_again(via: Via) -> None:
-    """Catches: a request sent twice that has no key, whose body is gone, that was answered, or may not be resent."""
+    """Catches: a request sent twice that has none of the caller's keys, whose body is gone, or may not be resent."""
     once = Terms(resend=False, clock=lambda: 0.0)
-    for method, more in (("GET", {}), ("POST", {"terms": once}), ("POST", ONCE[via]())):
+    for more in ({}, {"headers": MINE, "terms": once}, {"headers": MINE, **ONCE[via]()}):
         site = Played([KeyboardInterrupt(), pending()])
         with pytest.raises(KeyboardInterrupt):
-            via(site, method, **more)
+            via(site, "POST", **more)
         assert len(site.asked) == 1
     failed: Any
     for failed in (BROKEN, (503, {}, b"")):
@@ -442,11 +447,11 @@ def test_a_cancelled_task_cancels_what_an_idle_site_holds(by: str) -> None:
         transport = AsyncAdmissionTransport(httpx.MockTransport(answer))
         async with httpx.AsyncClient(transport=transport) as client, anyio.create_task_group() as group:
             if by == "scope":
-                group.start_soon(client.post, URL)
+                group.start_soon(partial(client.post, URL, headers=MINE))
                 await held.wait()
                 group.cancel_scope.cancel()
                 return
-            task = asyncio.create_task(client.post(URL))
+            task = asyncio.create_task(client.post(URL, headers=MINE))
             await held.wait()
             task.cancel()
             with suppress(asyncio.CancelledError):
@@ -754,7 +759,7 @@ def test_an_interrupted_program_leaves_nothing_on_an_idle_site(tmp_path: Path) -
     program = (
         "import sys, requests\nfrom wsgi_admission.client import AdmissionAdapter\n"
         "session = requests.Session()\nsession.mount('http://', AdmissionAdapter())\n"
-        "session.post(sys.argv[1], data='a body', headers={'Prefer': 'wait=300'})\n"
+        "session.post(sys.argv[1], data='a body', headers={'Prefer': 'wait=300', 'Idempotency-Key': 'mine'})\n"
     )
     with gunicorn(tmp_path, ini(tmp_path, text)) as site, httpx.Client(timeout=30) as other:
         command = [sys.executable, "-c", program, f"{site.url}/gated?a"]

@@ -58,9 +58,9 @@ class Terms:
     :param outage: how long a site may be unreachable while a ticket of its waits there.  Looking for a ticket is no
         retry and does not draw on the budget.
     :param resend: whether a request of a method that is not idempotent, such as POST, is sent again after its
-        connection broke; and any with a key when it is interrupted before its ticket is told, to cancel that.  Its
-        Idempotency-Key makes one ticket of both if it was queued.  A request that ran at once has no ticket and runs
-        again, unless the app itself knows the key.
+        connection broke; and any with a key of the caller's when it is interrupted before its ticket is told, to cancel
+        that.  Its Idempotency-Key makes one ticket of both if it was queued.  A request that ran at once has no ticket
+        and runs again, unless the app itself knows the key.
     :param budget: may be shared with other adapters.
     :param clock: returns seconds that do not go back.
     :param wall: returns seconds since the epoch.

@@ -149,13 +149,14 @@ class Waiting:
         """Send the request, and again while that is of use and within the budget."""
         asked = self._asked
         self._terms.budget.deposit(self._terms.clock())
-        keyed = any(name.lower() == "idempotency-key" for name, _ in asked.headers)
+        keyed = own = any(name.lower() == "idempotency-key" for name, _ in asked.headers)
         if asked.method not in IDEMPOTENT and not keyed:
             self._key, keyed = [("Idempotency-Key", f'"{uuid.uuid4()}"')], True
         retry = 0
         while True:
             headers = self._key + (self._patience() if keyed else [])
-            self._unheard = keyed and asked.repeatable and self._terms.resend
+            # Who has set a key knows that it is heeded; with one of ours the request might run twice for nothing.
+            self._unheard = own and asked.repeatable and self._terms.resend
             outcome: Reply | Failure = yield Call(Kind.SUBMIT, asked.method, asked.url, headers)
             self._unheard = self._unheard and isinstance(outcome, Failure) and outcome.sent
             pause = self._before_retry(outcome, retry)
