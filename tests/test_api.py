@@ -134,7 +134,7 @@ def test_the_status_has_the_fields_of_the_contract_in_each_state() -> None:
     assert set(queued) == {
         "request_id", "status", "created_at", "started_at", "completed_at", "priority", "position_in_queue",
         "estimated_wait_time", "estimated_wait_human", "message", "estimated_wait_p90", "progress", "progress_note",
-        "attempt", "status_url", "result_url", "cancel_url", "events_url",
+        "attempt", "cancelling", "status_url", "result_url", "cancel_url", "events_url",
     }  # fmt: skip
     assert (queued["position_in_queue"], queued["priority"], queued["started_at"]) == (1, "low", None)
     assert queued["message"].endswith("Sign in to move up the line.")
@@ -374,6 +374,24 @@ def test_cancelling_ends_a_ticket_once() -> None:
         "type": "about:blank", "title": "Conflict", "status": 409, "detail": "The ticket is cancelled already.",
     }  # fmt: skip
     assert desk.ask("result", ticket).status == "410 Gone"
+
+
+def test_a_run_that_is_being_cancelled_promises_no_answer() -> None:
+    """Catches: the owner of a running ticket that somebody cancels who is told that its answer will come."""
+    desk = Desk()
+    ticket = desk.put()
+    assert desk.ask("status", ticket).json()["cancelling"] is False
+    claimed = desk.claim()
+    running = desk.ask("status", ticket)
+    assert running.json()["cancelling"] is False
+    for asked in (desk.ask("status", ticket, "DELETE"), desk.ask("status", ticket), desk.ask("result", ticket)):
+        told = asked.json()
+        assert (told["status"], told["cancelling"]) == ("processing", True)
+        assert told["message"] == "🚫 Your request is being cancelled; its answer will be dropped."
+    assert desk.ask("status", ticket).header("ETag") != running.header("ETag")
+    desk.answer(claimed)
+    ended = desk.ask("status", ticket).json()
+    assert (ended["status"], ended["cancelling"]) == ("cancelled", False)
 
 
 def test_a_failure_without_an_answer_is_told_without_the_reason_of_the_app() -> None:

@@ -247,6 +247,27 @@ def test_a_request_that_fails_while_one_looks(browser: Browser) -> None:
         expect(page.locator("h1")).to_have_text("Your request failed")
 
 
+def test_a_run_that_is_cancelled_elsewhere_while_one_looks(browser: Browser) -> None:
+    """Catches: a page that goes on promising the answer, and offers to cancel, because somebody else has cancelled."""
+    room = Room()
+    ticket = room.put()
+    claimed = room.claim()
+    with served(room.api) as url, page_of(browser, locale="de") as page:
+        page.goto(f"{url}/api/queue/status/{ticket.id}")
+        button = page.get_by_role("button", name="Anfrage abbrechen")
+        expect(page.locator(HEADING)).to_have_text("Ihre Anfrage wird bearbeitet")
+        expect(button).to_be_visible()
+        expect(page.locator(".keep")).to_be_visible()
+        room.store.cancel(ticket.id, now=room.now)
+        expect(page.locator(HEADING)).to_have_text("Ihre Anfrage wird abgebrochen")
+        expect(page.locator("[data-live=doing]")).to_contain_text("Die Antwort wird verworfen")
+        expect(page.locator("[data-live=said]")).to_have_text("Ihre Anfrage wird abgebrochen")
+        expect(button).to_be_hidden()
+        expect(page.locator(".keep")).to_be_hidden()
+        room.answer(claimed)
+        expect(page.locator("h1")).to_have_text("Ihre Anfrage wurde abgebrochen")
+
+
 @pytest.mark.parametrize(
     ("status", "header"),
     [

@@ -93,6 +93,7 @@ SCHEMAS: dict[str, Schema] = {
             "progress": _or_null(_SHARE),
             "progress_note": TEXT,
             "attempt": _WHOLE,
+            "cancelling": _TRUE_FALSE,
             "message": TEXT,
             **_URLS,
             "error_message": TEXT,
