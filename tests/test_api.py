@@ -350,6 +350,22 @@ def test_a_cookie_of_the_app_is_for_the_client_that_asked(below: str) -> None:
             assert (result.body, result.header("X-Own"), result.header("Set-Cookie")) == (b"a page", "kept", cookie)
 
 
+def test_the_cookies_of_a_redirect_that_keeps_the_method_are_set() -> None:
+    """Catches: a sign-in that a script's 307 loses; one that anybody who has the id gets."""
+    desk = Desk()
+    desk.put()
+    head = {"method": "POST", "status": "307 Temporary Redirect", "headers": [
+        ["Location", "/next"], ["Set-Cookie", "a=1"], ["X-Own", "kept"], ["set-cookie", "b=2; Path=/"],
+    ]}  # fmt: skip
+    claimed = desk.claim()
+    answer = Recording(json.dumps(head), io.BytesIO(b""), 0)
+    desk.store.finish(claimed.id, claimed.attempt, State.COMPLETED, answer, now=desk.now)
+    for sender, cookies in (("10.0.0.1", ["a=1", "b=2; Path=/"]), ("10.0.0.2", [])):
+        told = desk.ask("result", f"{claimed.id}?redirect=manual", REMOTE_ADDR=sender)
+        assert (told.status, told.header("Location"), told.header("X-Own")) == ("204 No Content", "/next", None)
+        assert [value for name, value in told.headers if name.lower() == "set-cookie"] == cookies
+
+
 def test_what_retention_removed_is_gone_and_for_others_unknown() -> None:
     """Catches: 410 that tells others of a ticket."""
     desk = Desk()
