@@ -139,11 +139,9 @@ SCHEMAS: dict[str, Schema] = {
                     "workers": _check("ok", "none", processes=_WHOLE, threads=_WHOLE),
                     "paused": _check("ok", "paused"),
                 },
-                optional=("load", "slots", "workers", "paused"),
+                optional=("workers", "paused"),
             ),
-        },
-        # A process whose store cannot be opened knows no more than that.
-        optional=("server_load", "queue_length", "processing_requests"),
+        }
     ),
     "Board": _object(
         {
