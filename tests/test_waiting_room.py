@@ -466,6 +466,38 @@ def test_everybody_can_use_the_page(browser: Browser, scheme: str, width: int) -
             assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+#: The words of a page that stand on more than one line.
+BROKEN = """() => {
+  const texts = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT), broken = []
+  while (texts.nextNode()) {
+    for (const word of texts.currentNode.data.matchAll(/[^\\s-]+/g)) {
+      const range = document.createRange()
+      range.setStart(texts.currentNode, word.index)
+      range.setEnd(texts.currentNode, word.index + word[0].length)
+      if (new Set([...range.getClientRects()].map((box) => box.top)).size > 1) broken.push(word[0])
+    }
+  }
+  return broken
+}"""
+
+
+@pytest.mark.parametrize("tag", ["en", "de", "es"])
+def test_a_page_at_400_percent_is_read_downwards_only(browser: Browser, tag: str) -> None:
+    """Catches: a page that must be moved sideways, or whose words are broken, on a screen of 1280 pixels at 400 %."""
+    room = Room(hint="Sign in to move up the line.", name="A site")
+    tickets = [room.put(tier="anonymous") for _ in range(14)]
+    failed = fail(room)
+    claimed = room.claim()
+    with served(room.api) as url, page_of(browser, locale=tag, viewport={"width": 320, "height": 256}) as page:
+        for seconds in (0, 25, 130, 5400):
+            room.now = claimed.created_at + seconds
+            for ticket in (claimed, tickets[-1], failed):
+                page.goto(f"{url}/api/queue/status/{ticket.id}")
+                expect(page.locator("h1")).to_be_visible()
+                assert page.evaluate("document.documentElement.scrollWidth") <= 320
+                assert page.evaluate(BROKEN) == []
+
+
 def test_reduced_motion_is_respected(browser: Browser) -> None:
     """Catches: a pulse or a moving bar for those who asked for none."""
     room = Room()
