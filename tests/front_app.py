@@ -57,7 +57,8 @@ def app(environ: dict[str, Any], start_response: StartResponse) -> Iterable[byte
         return _answer(start_response, "503 No Paint", "text/plain", b"no paint left")
     if path in MOVED:
         status, place = MOVED[path]
-        return _answer(start_response, status, "text/plain", b"", ("Location", place))
+        cookies = [("Set-Cookie", f"{name}={status[:3]}; Path=/") for name in ("first", "second")]
+        return _answer(start_response, status, "text/plain", b"", ("Location", place), *cookies)
     if path == "/call/gated" or "gate=" in environ.get("QUERY_STRING", ""):
         _gated(environ)
     seen = {

@@ -134,7 +134,7 @@ def test_the_status_has_the_fields_of_the_contract_in_each_state() -> None:
     assert set(queued) == {
         "request_id", "status", "created_at", "started_at", "completed_at", "priority", "position_in_queue",
         "estimated_wait_time", "estimated_wait_human", "message", "estimated_wait_p90", "progress", "progress_note",
-        "attempt", "status_url", "result_url", "cancel_url", "events_url",
+        "attempt", "cancelling", "status_url", "result_url", "cancel_url", "events_url",
     }  # fmt: skip
     assert (queued["position_in_queue"], queued["priority"], queued["started_at"]) == (1, "low", None)
     assert queued["message"].endswith("Sign in to move up the line.")
@@ -350,6 +350,22 @@ def test_a_cookie_of_the_app_is_for_the_client_that_asked(below: str) -> None:
             assert (result.body, result.header("X-Own"), result.header("Set-Cookie")) == (b"a page", "kept", cookie)
 
 
+def test_the_cookies_of_a_redirect_that_keeps_the_method_are_set() -> None:
+    """Catches: a sign-in that a script's 307 loses; one that anybody who has the id gets."""
+    desk = Desk()
+    desk.put()
+    head = {"method": "POST", "status": "307 Temporary Redirect", "headers": [
+        ["Location", "/next"], ["Set-Cookie", "a=1"], ["X-Own", "kept"], ["set-cookie", "b=2; Path=/"],
+    ]}  # fmt: skip
+    claimed = desk.claim()
+    answer = Recording(json.dumps(head), io.BytesIO(b""), 0)
+    desk.store.finish(claimed.id, claimed.attempt, State.COMPLETED, answer, now=desk.now)
+    for sender, cookies in (("10.0.0.1", ["a=1", "b=2; Path=/"]), ("10.0.0.2", [])):
+        told = desk.ask("result", f"{claimed.id}?redirect=manual", REMOTE_ADDR=sender)
+        assert (told.status, told.header("Location"), told.header("X-Own")) == ("204 No Content", "/next", None)
+        assert [value for name, value in told.headers if name.lower() == "set-cookie"] == cookies
+
+
 def test_what_retention_removed_is_gone_and_for_others_unknown() -> None:
     """Catches: 410 that tells others of a ticket."""
     desk = Desk()
@@ -374,6 +390,24 @@ def test_cancelling_ends_a_ticket_once() -> None:
         "type": "about:blank", "title": "Conflict", "status": 409, "detail": "The ticket is cancelled already.",
     }  # fmt: skip
     assert desk.ask("result", ticket).status == "410 Gone"
+
+
+def test_a_run_that_is_being_cancelled_promises_no_answer() -> None:
+    """Catches: the owner of a running ticket that somebody cancels who is told that its answer will come."""
+    desk = Desk()
+    ticket = desk.put()
+    assert desk.ask("status", ticket).json()["cancelling"] is False
+    claimed = desk.claim()
+    running = desk.ask("status", ticket)
+    assert running.json()["cancelling"] is False
+    for asked in (desk.ask("status", ticket, "DELETE"), desk.ask("status", ticket), desk.ask("result", ticket)):
+        told = asked.json()
+        assert (told["status"], told["cancelling"]) == ("processing", True)
+        assert told["message"] == "🚫 Your request is being cancelled; its answer will be dropped."
+    assert desk.ask("status", ticket).header("ETag") != running.header("ETag")
+    desk.answer(claimed)
+    ended = desk.ask("status", ticket).json()
+    assert (ended["status"], ended["cancelling"]) == ("cancelled", False)
 
 
 def test_a_failure_without_an_answer_is_told_without_the_reason_of_the_app() -> None:

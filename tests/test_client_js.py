@@ -267,6 +267,16 @@ def test_a_redirect_that_keeps_the_method_keeps_it(
         assert told[4]["type"].startswith("multipart/form-data; boundary=" if "Form" in call else "text/x-prompt")
 
 
+@pytest.mark.parametrize(
+    "call", ["fetch('/call/307', {method: 'POST', body: 'a lake'})", "sent({}, '/call/307', 'a lake')"]
+)
+def test_a_redirect_that_keeps_the_method_sets_its_cookies(browser: Browser, site: Server, call: str) -> None:
+    """Catches: a sign-in that is lost because what we tell of a 307 has not the app's cookies."""
+    with front(browser, site) as page:
+        page.evaluate(f"() => {call}.then(() => null)")
+        assert page.evaluate("document.cookie.split('; ').sort()") == ["first=307", "second=307"]
+
+
 def test_a_redirect_of_an_xhr_keeps_its_method_too(browser: Browser, site: Server) -> None:
     """Catches: the same for XMLHttpRequest; an event for what lies in between; a header or the type that is lost."""
     with front(browser, site) as page:

@@ -93,6 +93,23 @@ def test_a_stream_tells_of_every_change_and_ends_after_the_final_one() -> None:
     assert desk.ask("events", ticket, HTTP_LAST_EVENT_ID="completed", **THREADS).status == "204 No Content"
 
 
+def test_that_a_run_is_being_cancelled_is_news(held: Any) -> None:
+    """Catches: a page that hears of it only when the run ends."""
+    desk = live()
+    ticket = desk.put()
+    claimed = desk.claim()
+    stream = Reading(desk, ticket)
+    assert stream.event()["cancelling"] is False
+    answer = held(desk, "status", f"{ticket.id}?wait=25")
+    until(lambda: seated(desk) == 2)
+    desk.store.cancel(ticket.id, now=desk.now)
+    assert stream.event()["cancelling"] is True
+    assert answer().json()["cancelling"] is True
+    desk.answer(claimed)
+    assert stream.event()["status"] == "cancelled"
+    stream.close()
+
+
 def test_a_change_between_the_look_and_the_wait_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches: a token that is read after the view: the stream then sleeps on what it has not told."""
     desk = live()

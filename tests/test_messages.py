@@ -33,6 +33,12 @@ def test_each_state_has_its_sentence(
     assert messages.status(state, position=position, wait=wait, hint=hint, error=error) == expected
 
 
+def test_a_cancellation_is_told_while_it_still_runs() -> None:
+    """Catches: a client told that it is processed, as if there would be an answer."""
+    told = messages.status(State.PROCESSING, position=None, wait=None, cancelling=True)
+    assert told == "🚫 Your request is being cancelled; its answer will be dropped."
+
+
 def test_a_pause_is_told_with_the_place() -> None:
     """Catches: a client told that it starts shortly, or that others are served, while nothing moves."""
     told = messages.status(State.QUEUED, position=1, wait=None, paused=True, hint="Sign in.")

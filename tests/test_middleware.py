@@ -19,7 +19,7 @@ import pytest
 from tests.support import until
 from tests.wsgi import Result, call, environ
 from wsgi_admission import AdmissionMiddleware, Config, ConfigError, StoreUnavailable, logs
-from wsgi_admission.config import Admission, LogOptions, Route, StoreOptions
+from wsgi_admission.config import Admission, Api, LogOptions, Route, StoreOptions
 from wsgi_admission.policy.decision import Mode
 from wsgi_admission.process import line_reader
 from wsgi_admission.replay import MARK
@@ -573,6 +573,40 @@ def test_closing_hands_back_and_a_later_request_begins_anew(tmp_path: Path) -> N
     assert threading.active_count() == before
     assert site.call(first["status_url"], "GET").json()["position_in_queue"] == 1
     site.middleware.close()
+
+
+def closed(folder: Path, **api: Any) -> AdmissionMiddleware:
+    """Return a middleware whose store cannot be opened."""
+    config = Config(
+        store=StoreOptions(url=f"sqlite:///{folder}"), api=Api(**api), routes=(Route(name="x", path=("/x",)),)
+    )
+    return AdmissionMiddleware(lambda _environ, _start: [b""], config, replays=False)
+
+
+def test_what_needs_no_store_is_there_when_it_cannot_be_opened(tmp_path: Path) -> None:
+    """Catches: a page that was loaded meanwhile and has no script for its calls, also when the store is back."""
+    site = closed(tmp_path)
+    for name in ("client.js", "static/waiting.js", "static/queue.css", "openapi.json"):
+        got = call(site, f"/api/queue/{name}")
+        assert (got.status, bool(got.body)) == ("200 OK", True), name
+    assert call(site, "/api/queue/client.js", "DELETE").status == "405 Method Not Allowed"
+    for name in ("status/x", "result/x", "events/x", "metrics"):
+        refused = call(site, f"/api/queue/{name}")
+        assert refused.status == "503 Service Unavailable", name
+        assert int(refused.header("Retry-After") or "0") >= 1
+    health = call(site, "/api/queue/health")
+    assert (health.status, health.json()["checks"]["store"]) == ("200 OK", {"status": "failing"})
+
+
+def test_a_store_that_cannot_be_opened_is_told_to_prometheus(tmp_path: Path) -> None:
+    """Catches: an alert that never fires, because the figure that it looks at is not there."""
+    for query, accept in (("format=prometheus", "*/*"), ("", "application/openmetrics-text")):
+        told = call(closed(tmp_path), f"/api/queue/metrics?{query}", HTTP_ACCEPT=accept)
+        assert told.status == "200 OK"
+        assert b'\nwsgi_admission_store_up{line="main"} 0.0\n' in told.body
+        assert b'\nwsgi_admission_host_slots_in_use{line="main"} 0.0\n' in told.body
+    guarded = closed(tmp_path, metrics="token", admin_token="s" * 24)
+    assert call(guarded, "/api/queue/metrics?format=prometheus").status == "401 Unauthorized"
 
 
 @pytest.mark.parametrize("broken", [("counts",), ("ahead",), ("counts", "ahead", "get", "statistics"), ()])

@@ -252,6 +252,27 @@ def test_a_page_that_the_answer_would_leave_as_it_is_says_that_it_is_there(
     assert f'href="/api/queue/result/{ticket.id}"' in shown.body.decode()
 
 
+@pytest.mark.parametrize(
+    ("tag", "text"),
+    [
+        ("en", "It may still run for a while. Its answer will be dropped."),
+        ("de", "Sie läuft vielleicht noch eine Weile. Die Antwort wird verworfen."),
+        ("es", "Puede que aún se ejecute un rato. La respuesta se descartará."),
+    ],
+)
+def test_a_page_of_what_is_being_cancelled_promises_nothing(tag: str, text: str) -> None:
+    """Catches: a page without scripts that says that the answer appears here, or that can cancel what is cancelled."""
+    room = Room()
+    ticket = room.put()
+    room.claim()
+    before = page(room, ticket, HTTP_ACCEPT_LANGUAGE=tag).body.decode()
+    room.store.cancel(ticket.id, now=room.now)
+    shown = page(room, ticket, HTTP_ACCEPT_LANGUAGE=tag).body.decode()
+    said, kept = (f'data-live="doing">{text}<', 'class="keep soft"')
+    assert (said in before, kept in before, "/cancel" in before) == (False, True, True)
+    assert (said in shown, kept in shown, "/cancel" in shown) == (True, False, False)
+
+
 def test_what_a_browser_shows_beside_its_download_button_is_led_to() -> None:
     """Catches: a picture with a name for whoever saves it that is taken for a download."""
     room = Room()

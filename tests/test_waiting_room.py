@@ -247,6 +247,27 @@ def test_a_request_that_fails_while_one_looks(browser: Browser) -> None:
         expect(page.locator("h1")).to_have_text("Your request failed")
 
 
+def test_a_run_that_is_cancelled_elsewhere_while_one_looks(browser: Browser) -> None:
+    """Catches: a page that goes on promising the answer, and offers to cancel, because somebody else has cancelled."""
+    room = Room()
+    ticket = room.put()
+    claimed = room.claim()
+    with served(room.api) as url, page_of(browser, locale="de") as page:
+        page.goto(f"{url}/api/queue/status/{ticket.id}")
+        button = page.get_by_role("button", name="Anfrage abbrechen")
+        expect(page.locator(HEADING)).to_have_text("Ihre Anfrage wird bearbeitet")
+        expect(button).to_be_visible()
+        expect(page.locator(".keep")).to_be_visible()
+        room.store.cancel(ticket.id, now=room.now)
+        expect(page.locator(HEADING)).to_have_text("Ihre Anfrage wird abgebrochen")
+        expect(page.locator("[data-live=doing]")).to_contain_text("Die Antwort wird verworfen")
+        expect(page.locator("[data-live=said]")).to_have_text("Ihre Anfrage wird abgebrochen")
+        expect(button).to_be_hidden()
+        expect(page.locator(".keep")).to_be_hidden()
+        room.answer(claimed)
+        expect(page.locator("h1")).to_have_text("Ihre Anfrage wurde abgebrochen")
+
+
 @pytest.mark.parametrize(
     ("status", "header"),
     [
@@ -443,6 +464,38 @@ def test_everybody_can_use_the_page(browser: Browser, scheme: str, width: int) -
             found = Axe().run(page)
             assert found.violations_count == 0, found.generate_report()
             assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+#: The words of a page that stand on more than one line.
+BROKEN = """() => {
+  const texts = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT), broken = []
+  while (texts.nextNode()) {
+    for (const word of texts.currentNode.data.matchAll(/[^\\s-]+/g)) {
+      const range = document.createRange()
+      range.setStart(texts.currentNode, word.index)
+      range.setEnd(texts.currentNode, word.index + word[0].length)
+      if (new Set([...range.getClientRects()].map((box) => box.top)).size > 1) broken.push(word[0])
+    }
+  }
+  return broken
+}"""
+
+
+@pytest.mark.parametrize("tag", ["en", "de", "es"])
+def test_a_page_at_400_percent_is_read_downwards_only(browser: Browser, tag: str) -> None:
+    """Catches: a page that must be moved sideways, or whose words are broken, on a screen of 1280 pixels at 400 %."""
+    room = Room(hint="Sign in to move up the line.", name="A site")
+    tickets = [room.put(tier="anonymous") for _ in range(14)]
+    failed = fail(room)
+    claimed = room.claim()
+    with served(room.api) as url, page_of(browser, locale=tag, viewport={"width": 320, "height": 256}) as page:
+        for seconds in (0, 25, 130, 5400):
+            room.now = claimed.created_at + seconds
+            for ticket in (claimed, tickets[-1], failed):
+                page.goto(f"{url}/api/queue/status/{ticket.id}")
+                expect(page.locator("h1")).to_be_visible()
+                assert page.evaluate("document.documentElement.scrollWidth") <= 320
+                assert page.evaluate(BROKEN) == []
 
 
 def test_reduced_motion_is_respected(browser: Browser) -> None:

@@ -22,6 +22,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from functools import cached_property
 
 from wsgi_admission.arrivals import close, closing, holds, prefers_queue, received, refusal
 from wsgi_admission.config import Config, Route, load_config
@@ -32,6 +33,7 @@ from wsgi_admission.errors import (
     StoreError,
     StoreUnavailable,
 )
+from wsgi_admission.load import Load, LoadMeter
 from wsgi_admission.logs import event
 from wsgi_admission.policy.decision import Mode, Verdict, decide
 from wsgi_admission.process import Process, route_limits, start_process
@@ -42,9 +44,11 @@ from wsgi_admission.routes import API, Table
 from wsgi_admission.running import App, run
 from wsgi_admission.slots import LocalSlots, Slot, Slots
 from wsgi_admission.stores import check_url
+from wsgi_admission.stores.absent import absent
 from wsgi_admission.ticket import Ticket
 from wsgi_admission.tiers import Identity, Resolver
-from wsgi_admission.web.answers import Answer, Environ, StartResponse, iso, json_answer, retry_later
+from wsgi_admission.web.answers import Answer, Environ, StartResponse, retry_later
+from wsgi_admission.web.api import Api
 from wsgi_admission.web.holding import Server
 from wsgi_admission.web.origins import Origins
 from wsgi_admission.web.pages import Pages
@@ -111,6 +115,10 @@ class AdmissionMiddleware:
         self._failed_at = -REOPEN_INTERVAL
         # What limits direct runs while there is no store to share slots beside.
         self._spare_slots = LocalSlots(self.config.admission.max_concurrent, route_limits(self.config))
+        load = self.config.load
+        self._spare_meter = LoadMeter(
+            threshold=load.threshold, resume=load.resume, cpu_threshold=None, memory_threshold=None, sensors=()
+        )
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request: by the app, by the queue API, or with a place in the line."""
@@ -125,9 +133,8 @@ class AdmissionMiddleware:
             process.look_for_others(environ)
         if route is not API:
             return self._admit(process, route, environ, start_response)
-        if process is None:
-            return self._api_without_store(environ, start_response)
-        return process.api(environ, start_response)
+        api = self._spare_api if process is None else process.api
+        return api(environ, start_response)
 
     def process(self) -> Process:
         """Return what this process needs, made at the first call.  Raises `StoreError` when it cannot be."""
@@ -299,18 +306,11 @@ class AdmissionMiddleware:
             event(log, "ticket.queued", ticket=ticket.id, route=ticket.route, tier=ticket.tier)
         return ticket
 
-    def _api_without_store(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        full = self._spare_slots.in_use() >= self.config.admission.max_concurrent
-        if environ["PATH_INFO"] == f"{self.config.api.prefix}/health" and not full:
-            # Requests still run here: no load balancer may take the node out for a store that all share.
-            health = {
-                "status": "degraded",
-                "checks": {"store": {"status": "failing"}},
-                "timestamp": iso(time.time()),
-            }
-            return json_answer(200, health).send(environ, start_response)
-        answer = retry_later("The queue cannot be reached just now.", self._load(None))
-        return self._refuse(environ, start_response, answer)
+    @cached_property
+    def _spare_api(self) -> Api:
+        """The queue API while the store cannot be opened: scripts, health and the figures of the host are there."""
+        slots, server = self._spare_slots, self._server
+        return Api(absent(), self.config, self._identify, self._spare_load, slots_in_use=slots.in_use, server=server)
 
     def _run_or_refuse(
         self,
@@ -338,9 +338,10 @@ class AdmissionMiddleware:
 
     def _load(self, process: Process | None) -> float:
         """Return the load of this host; as far as it can be known, if the store cannot be opened."""
-        if process is None:
-            return min(1.0, self._spare_slots.in_use() / self.config.admission.max_concurrent)
-        return process.load().value
+        return (self._spare_load() if process is None else process.load()).value
+
+    def _spare_load(self) -> Load:
+        return self._spare_meter.load(self._spare_slots.in_use(), self.config.admission.max_concurrent)
 
 
 def _verdict(mode: Mode, process: Process, who: Identity, route: Route) -> Verdict:

@@ -82,6 +82,11 @@ class Ticket:
     error: str = ""
     retryable: bool = False
 
+    @property
+    def being_cancelled(self) -> bool:
+        """Whether it still runs although its cancellation was asked for: its answer will be dropped."""
+        return self.cancelling and not self.state.final
+
     def again(self, *, cost: float, now: float) -> Ticket:
         """Return a new ticket, not put yet, that is to run the same request for the same client.
 

@@ -20,6 +20,7 @@ def status(
     position: int | None,
     wait: float | None,
     paused: bool = False,
+    cancelling: bool = False,
     hint: str = "",
     error: str = "",
 ) -> str:
@@ -28,9 +29,12 @@ def status(
     :param position: the place in the line, or None for a ticket that does not wait.
     :param wait: the expected seconds until the start, or None if nobody knows.
     :param paused: whether the line is paused.
+    :param cancelling: whether it runs, and its cancellation was asked for.
     :param hint: what the client's tier adds while waiting.
     :param error: why the ticket failed or was cancelled.
     """
+    if cancelling:
+        return "🚫 Your request is being cancelled; its answer will be dropped."
     if state is State.PROCESSING:
         return "🔄 Your request is being processed..."
     if state is State.FAILED:

@@ -29,10 +29,12 @@ LIVE = (
     "You are number {position} in line",
     "You are in line",
     "Your request is being worked on",
+    "Your request is being cancelled",
     "The line is paused just now. You keep your place.",
     "Your answer is ready",
     "Show the answer",
     "It runs right now. Its answer appears here as soon as it is there.",
+    "It may still run for a while. Its answer will be dropped.",
     "The connection is lost. You keep your place; this page tries again by itself.",
     "not known just now",
     "{number}%",
@@ -129,7 +131,7 @@ class Rooms:
         waited = max(0.0, self._clock() - ticket.created_at)
         return {
             "state": ticket.state.value,
-            "cancelling": ticket.cancelling and not ticket.state.final,
+            "cancelling": ticket.being_cancelled,
             "heading": _heading(ticket, position, t),
             "position": position,
             "ahead": None if position is None else position - 1,
@@ -147,6 +149,8 @@ class Rooms:
         }
 
     def _doing(self, ticket: Ticket, t: Language, *, paused: bool) -> str:
+        if ticket.being_cancelled:
+            return t("It may still run for a while. Its answer will be dropped.")
         if ticket.state is State.PROCESSING:
             return t("It runs right now. Its answer appears here as soon as it is there.")
         if paused:
@@ -163,7 +167,7 @@ class Rooms:
 
 
 def _heading(ticket: Ticket, position: int | None, t: Language) -> str:
-    if ticket.cancelling and not ticket.state.final:
+    if ticket.being_cancelled:
         return t("Your request is being cancelled")
     if ticket.state is State.PROCESSING:
         return t("Your request is being worked on")

@@ -93,6 +93,7 @@ SCHEMAS: dict[str, Schema] = {
             "progress": _or_null(_SHARE),
             "progress_note": TEXT,
             "attempt": _WHOLE,
+            "cancelling": _TRUE_FALSE,
             "message": TEXT,
             **_URLS,
             "error_message": TEXT,
@@ -138,11 +139,9 @@ SCHEMAS: dict[str, Schema] = {
                     "workers": _check("ok", "none", processes=_WHOLE, threads=_WHOLE),
                     "paused": _check("ok", "paused"),
                 },
-                optional=("load", "slots", "workers", "paused"),
+                optional=("workers", "paused"),
             ),
-        },
-        # A process whose store cannot be opened knows no more than that.
-        optional=("server_load", "queue_length", "processing_requests"),
+        }
     ),
     "Board": _object(
         {

@@ -274,7 +274,9 @@ def _telling(environ: Environ, answer: Recorded) -> Sendable:
     if not head["status"].startswith(("307", "308")) or not location or elsewhere:
         return answer
     answer.response.body.close()
-    return Answer(204, [("Location", location), ("Admission-Status", "redirect"), *answer.headers], b"")
+    # A browser that follows a redirect by itself takes the cookies of it.
+    cookies = [(name, value) for name, value in head["headers"] if answer.cookies and name.lower() == "set-cookie"]
+    return Answer(204, [("Location", location), ("Admission-Status", "redirect"), *cookies, *answer.headers], b"")
 
 
 def _timing(ticket: Ticket) -> list[tuple[str, str]]:

@@ -91,6 +91,7 @@ class Views:
             "progress": ticket.progress,
             "progress_note": ticket.note,
             "attempt": ticket.attempt,
+            "cancelling": ticket.being_cancelled,
             "message": self._message(ticket, outlook),
             **self._urls(environ, ticket),
         }
@@ -124,6 +125,7 @@ class Views:
             position=outlook.position,
             wait=None if outlook.wait is None else outlook.wait.p50,
             paused=outlook.paused,
+            cancelling=ticket.being_cancelled,
             hint=tier.hint if tier else "",
             error=ticket.error,
         )

@@ -6,7 +6,7 @@
   const opened = Date.now();
   const QUIET = 60000;  // a stream that says nothing for so long is asked about
   const CHATTER = 30000;  // a screen reader hears of a new place so often at most
-  let state = live.state, following = null, pace = 1, timer = null, failures = 0, heard = Date.now(), said = 0, left = false;
+  let state = live.state, cancelling = live.cancelling, following = null, pace = 1, timer = null, failures = 0, heard = Date.now(), said = 0, left = false;
 
   const t = (text, parts = {}) => live.texts[text].replace(/\{(\w+)\}/g, (all, name) => parts[name] ?? all);
   const count = (number, unit) => number === 1 ? t("1 " + unit) : t(`{number} ${unit}s`, {number});
@@ -53,6 +53,7 @@
   }
 
   function heading(position) {
+    if (cancelling) return t("Your request is being cancelled");
     if (state === "processing") return t("Your request is being worked on");
     if (position === null) return t("You are in line");
     return position === 1 ? t("You are next in line") : t("You are number {position} in line", {position});
@@ -92,8 +93,10 @@
     if (left) return;
     if (data.status === "completed") return go(live.result);
     if (data.status !== "queued" && data.status !== "processing") return go(live.status);
-    const changed = data.status !== state, position = data.position_in_queue, p50 = data.estimated_wait_time;
+    const changed = data.status !== state || Boolean(data.cancelling) !== cancelling, position = data.position_in_queue, p50 = data.estimated_wait_time;
     state = data.status;
+    cancelling = Boolean(data.cancelling);
+    document.querySelectorAll('[data-unless="cancelling"]').forEach((element) => { element.hidden = cancelling; });
     document.querySelectorAll("[data-when]").forEach((element) => { element.hidden = element.dataset.when !== state; });
     const paused = state === "queued" && position !== null && p50 === null;
     const wait = p50 === null ? t("not known just now") : waitRange(p50, data.estimated_wait_p90 ?? p50);
@@ -104,10 +107,10 @@
       write("wait", wait);
     }
     if (state === "processing") work(data.progress ?? null, data.progress_note);
-    const doing = state === "processing" ? t("It runs right now. Its answer appears here as soon as it is there.")
+    const doing = cancelling ? t("It may still run for a while. Its answer will be dropped.")
+      : state === "processing" ? t("It runs right now. Its answer appears here as soon as it is there.")
       : paused ? t("The line is paused just now. You keep your place.") : usual;
     write("doing", doing);
-    if (live.cancelling) return;
     const title = heading(position);
     if (document.querySelector('[data-live="heading"]')?.textContent === title && !changed) return;
     write("heading", title);
