@@ -20,8 +20,8 @@ from tests.support import until
 from tests.wsgi import Result, call, environ
 from wsgi_admission import AdmissionMiddleware, Config, ConfigError, StoreUnavailable, logs
 from wsgi_admission.config import Admission, Api, LogOptions, Route, StoreOptions
+from wsgi_admission.passing import line_reader
 from wsgi_admission.policy.decision import Mode
-from wsgi_admission.process import line_reader
 from wsgi_admission.replay import MARK
 from wsgi_admission.stores.memory import MemoryStore
 from wsgi_admission.ticket import Ticket

@@ -27,8 +27,9 @@ from tests.wsgi import environ
 from wsgi_admission import AdmissionMiddleware, Config, StoreError, StoreUnavailable
 from wsgi_admission.config import Admission, Route, StoreOptions
 from wsgi_admission.load import Load
+from wsgi_admission.passing import Passing
 from wsgi_admission.policy.decision import Mode
-from wsgi_admission.process import Passing, start_process
+from wsgi_admission.process import start_process
 from wsgi_admission.replay import Recording
 from wsgi_admission.stores import open_store
 from wsgi_admission.stores.memory import MemoryStore

@@ -10,8 +10,8 @@ import pytest
 
 from wsgi_admission.config import Config
 from wsgi_admission.errors import StoreError
-from wsgi_admission.process import open_slots, slots_file
 from wsgi_admission.sections import Admission, Route, StoreOptions
+from wsgi_admission.slotfile import open_slots, slots_file
 from wsgi_admission.slots import HostSlots
 
 

@@ -36,12 +36,13 @@ from wsgi_admission.errors import (
 from wsgi_admission.load import Load, LoadMeter
 from wsgi_admission.logs import event
 from wsgi_admission.policy.decision import Mode, Verdict, decide
-from wsgi_admission.process import Process, route_limits, start_process
+from wsgi_admission.process import Process, start_process
 from wsgi_admission.progressing import NOT_QUEUED
 from wsgi_admission.receiving import Body
 from wsgi_admission.replay import MARK, Recording, queueable, record
 from wsgi_admission.routes import API, Table
 from wsgi_admission.running import App, run
+from wsgi_admission.slotfile import route_limits
 from wsgi_admission.slots import LocalSlots, Slot, Slots
 from wsgi_admission.stores import check_url
 from wsgi_admission.stores.absent import absent

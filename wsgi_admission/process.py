@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import os
 import socket
 import time
 import uuid
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from tempfile import gettempdir
 
 from wsgi_admission import host, logs
 from wsgi_admission.burying import bury_dead
@@ -21,16 +17,16 @@ from wsgi_admission.chores import AGAIN, Chore, Housekeeper
 from wsgi_admission.config import Config
 from wsgi_admission.errors import StoreError
 from wsgi_admission.load import Load, LoadMeter
-from wsgi_admission.locks import make_private
 from wsgi_admission.logs import event
-from wsgi_admission.options.texts import store_url
+from wsgi_admission.passing import Passing, line_reader
 from wsgi_admission.policy.decision import Line
 from wsgi_admission.progressing import INTERVAL as PROGRESS_INTERVAL
 from wsgi_admission.receiving import give_up_slow
 from wsgi_admission.running import App
-from wsgi_admission.slots import HostSlots, LocalSlots, Slots
+from wsgi_admission.slotfile import open_slots
+from wsgi_admission.slots import Slots
 from wsgi_admission.stores import Store, open_store
-from wsgi_admission.stores.records import AT_ONCE, Counts, Passed, Worker
+from wsgi_admission.stores.records import AT_ONCE, Worker
 from wsgi_admission.tiers import Resolver
 from wsgi_admission.web import messages
 from wsgi_admission.web.answers import Environ
@@ -48,47 +44,10 @@ REPORT_INTERVAL = 5.0
 TIDY_INTERVAL = 1.0
 #: Seconds without a renewal after which leases that ran out say nothing, and for how long they do not.
 GAP, GRACE = 5.0, 10.0
-#: Direct runs remembered between two of those; what exceeds it is not counted.
-PASSED_KEPT = 100_000
-
-_EMPTY, _PAUSED = Line(0), Line(0, paused=True)
-
-
-def route_limits(config: Config) -> dict[str, int]:
-    """Return route -> slots of its own, for the routes that have a limit."""
-    return {route.name: route.max_concurrent for route in config.routes if route.max_concurrent is not None}
 
 
 def _max_runtime(config: Config) -> dict[str, float]:
     return {route.name: route.max_runtime for route in config.routes if route.max_runtime is not None}
-
-
-def open_slots(config: Config) -> Slots:
-    """Return the slots of this host: in this process alone for a memory store, else in a file."""
-    limits = route_limits(config)
-    if config.store.url == "memory://":
-        return LocalSlots(config.admission.max_concurrent, limits)
-    return HostSlots(slots_file(config), config.admission.max_concurrent, limits)
-
-
-def slots_file(config: Config) -> Path:
-    """Return the file of the slots of this host: beside a SQLite store, or private to the user for a store elsewhere.
-
-    The latter is ``$XDG_RUNTIME_DIR/wsgi-admission/`` or else ``$TMPDIR/wsgi-admission-UID/`` (``/tmp`` where that is
-    not set), and in it the name of the line with a hash of the store's URL.
-
-    :raises StoreError: when that folder cannot be made, or is not private.
-    """
-    kind, _, path = config.store.url.partition(":///")
-    name = config.admission.name
-    if kind == "sqlite":
-        return Path(f"{path}-{name}.slots").absolute()
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    folder = Path(runtime, "wsgi-admission") if runtime else Path(gettempdir(), f"wsgi-admission-{os.geteuid()}")
-    make_private(folder)
-    shown = store_url().mask(config.store.url)  # the slots are the same after a change of the password
-    digest = hashlib.sha256(f"{name}\0{shown}".encode()).hexdigest()[:16]
-    return folder / f"{name}-{digest}.slots"
 
 
 @dataclass
@@ -186,60 +145,6 @@ class Process:
         except StoreError as error:
             event(log, "store.failing", level=logging.WARNING, step="close", error=error)
         self.store.close()
-
-
-class Passing:
-    """Counts the requests that run at once, and tells the store of them now and then."""
-
-    def __init__(self) -> None:
-        self._ended: deque[tuple[str, str, float, bool]] = deque(maxlen=PASSED_KEPT)
-
-    def begin(self, tier: str, route: str, *, shadowed: bool) -> Callable[[], None]:
-        """Return what is to be called when the request has ended."""
-        start = time.monotonic()
-        return lambda: self._ended.append((tier, route, time.monotonic() - start, shadowed))
-
-    def flush(self, store: Store) -> None:
-        """Tell the store of those that have ended."""
-        ended = []
-        while self._ended:
-            ended.append(self._ended.popleft())
-        if not ended:
-            return
-        try:
-            store.observe([Passed(*one) for one in ended], now=time.time())
-        except StoreError:
-            self._ended.extend(ended)
-            raise
-
-
-def line_reader(store: Store, slots: Slots, ranks: Mapping[str, int]) -> Callable[[int, str], Line]:
-    """Return a function from a newcomer's rank and route to what it must not overtake.
-
-    The tallies are looked through once for each change of the line, not for each request.
-    """
-    seen: tuple[Counts, list[tuple[int, str, int]], bool] = ({}, [], False)
-
-    def line(rank: int, route: str) -> Line:
-        nonlocal seen
-        counts = store.counts()
-        if counts is not seen[0]:
-            seen = (
-                counts,
-                # A tier that the configuration no longer names keeps an old rank: nobody overtakes it.
-                [(ranks.get(tier, 0), route, n.queued) for (tier, route), n in counts.items() if n.queued],
-                store.paused(),
-            )
-        _, queued, paused = seen
-        if paused:
-            return _PAUSED
-        if not queued:
-            return _EMPTY
-        # What waits for a full route could not use a slot now, except for those of that route itself: the slot of the
-        # route may be given back in the next moment, and is not the newcomer's then.
-        return Line(sum(n for other, name, n in queued if other <= rank and (name == route or not slots.full(name))))
-
-    return line
 
 
 def start_process(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from wsgi_admission.config import Config
 from wsgi_admission.errors import StoreError, StoreRefused, StoreUnavailable
-from wsgi_admission.process import open_slots
+from wsgi_admission.slotfile import open_slots
 from wsgi_admission.stores import open_store
 
 

@@ -1,0 +1,46 @@
+"""The slots of a host, as the configuration has them, and the file that its processes share them by."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from tempfile import gettempdir
+
+from wsgi_admission.config import Config
+from wsgi_admission.locks import make_private
+from wsgi_admission.options.texts import store_url
+from wsgi_admission.slots import HostSlots, LocalSlots, Slots
+
+
+def route_limits(config: Config) -> dict[str, int]:
+    """Return route -> slots of its own, for the routes that have a limit."""
+    return {route.name: route.max_concurrent for route in config.routes if route.max_concurrent is not None}
+
+
+def open_slots(config: Config) -> Slots:
+    """Return the slots of this host: in this process alone for a memory store, else in a file."""
+    limits = route_limits(config)
+    if config.store.url == "memory://":
+        return LocalSlots(config.admission.max_concurrent, limits)
+    return HostSlots(slots_file(config), config.admission.max_concurrent, limits)
+
+
+def slots_file(config: Config) -> Path:
+    """Return the file of the slots of this host: beside a SQLite store, or private to the user for a store elsewhere.
+
+    The latter is ``$XDG_RUNTIME_DIR/wsgi-admission/`` or else ``$TMPDIR/wsgi-admission-UID/`` (``/tmp`` where that is
+    not set), and in it the name of the line with a hash of the store's URL.
+
+    :raises StoreError: when that folder cannot be made, or is not private.
+    """
+    kind, _, path = config.store.url.partition(":///")
+    name = config.admission.name
+    if kind == "sqlite":
+        return Path(f"{path}-{name}.slots").absolute()
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    folder = Path(runtime, "wsgi-admission") if runtime else Path(gettempdir(), f"wsgi-admission-{os.geteuid()}")
+    make_private(folder)
+    shown = store_url().mask(config.store.url)  # the slots are the same after a change of the password
+    digest = hashlib.sha256(f"{name}\0{shown}".encode()).hexdigest()[:16]
+    return folder / f"{name}-{digest}.slots"
