@@ -15,6 +15,7 @@ from tests.support import ini, until
 from tests.wsgi import Result, call
 from wsgi_admission import AdmissionMiddleware
 from wsgi_admission.stores import copies
+from wsgi_admission.stores.checkpoints import host_lock
 
 CONFIG = """
 [admission]
@@ -127,6 +128,7 @@ class Asked:
 def look(folder: Path, sent: dict[str, int], told: Path) -> None:
     """Ask a site for everything; write down what was wrong."""
     wrong: list[tuple[str, str]] = []
+    began = time.time()
     with closing(AdmissionMiddleware(echo, folder / "admission.ini", replays=True)) as site:
         asked = Asked(site, wrong)
         for _ in range(3):
@@ -139,6 +141,8 @@ def look(folder: Path, sent: dict[str, int], told: Path) -> None:
         for ticket, number in sent.items():
             _ask_for(asked, ticket, number, end, wrong)
         _line(asked, wrong)
+        # Until then a ticket whose index is damaged is not found.
+        until(lambda: _looked_through(folder / "admission.db-lock", began), "the look after the start")
         # The line is there a moment before the copy has its name.
         until(lambda: not (folder / f"admission.db{copies.ASIDE}{copies.UNFINISHED}").exists())
         kept = copies.aside(folder / "admission.db")
@@ -150,6 +154,12 @@ def look(folder: Path, sent: dict[str, int], told: Path) -> None:
             if health is not None and kept[0] not in str(health.json()["checks"]):
                 wrong.append(("not told", f"{kept}, and the health says {health.json()}"))
     told.write_text(json.dumps(wrong))
+
+
+def _looked_through(lock: Path, since: float) -> bool:
+    """Whether the database was looked through, and what was to be mended is."""
+    with host_lock(str(lock)) as free:
+        return free and lock.stat().st_mtime >= since
 
 
 def _ask_for(asked: Asked, ticket: str, number: int, end: float, wrong: list[tuple[str, str]]) -> None:
