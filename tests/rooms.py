@@ -38,7 +38,8 @@ class Room(Desk):
 def served(app: Any) -> Iterator[str]:
     """Serve an app from a thread; yield its URL."""
     server = make_server("127.0.0.1", 0, app, threaded=True)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    # Its end waits for its next look at whether it is to end.
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"

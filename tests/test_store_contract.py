@@ -986,6 +986,21 @@ def test_a_gone_ticket_is_forgotten_in_the_end(store: Store) -> None:
         store.get(new.id)
 
 
+def test_as_many_of_the_gone_are_remembered_as_memory_is_for(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: memory that fills with the ids of what is no longer there; the latest that is forgotten first."""
+    for kind in ("memory", "redis"):
+        monkeypatch.setattr(f"wsgi_admission.stores.{kind}.GONE_KEPT", 2)
+    removed = []
+    for now in range(5):
+        removed.append(put(store).id)
+        finish(store, claim(store), now=now)
+        store.prune(before=now + 1, now=now + 1)
+    forgotten = 0 if store.health()["kind"] == "sqlite" else 3
+    for number, each in enumerate(removed):
+        with pytest.raises(UnknownTicket if number < forgotten else GoneTicket):
+            store.get(each)
+
+
 # Positions
 
 

@@ -15,6 +15,7 @@ part of the time, and of the rest that it is possible; a fault is what cannot be
     started    ticket, attempt, request, at, pid the app was called with this request
     releasing  ticket, attempt, at               a worker is about to give the ticket back
     finished   ticket, attempt, state, at, pid   the store returned from ``finish``
+    ran        request, begin, at                the app was called at once, without a ticket, and has returned
     told       pid, at                           a worker of gunicorn was told to leave
     seen       ticket, state, attempt, position, asked, at    what a client was told; state None: no such ticket
     answer     ticket, request, at               the recorded answer, and for which request the app made it: as a client

@@ -9,8 +9,9 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from wsgi_admission.ticket import State
 ANSWERED = 2.0 + 0.5
 #: Seconds within which requests are kept again once the trouble is over.
 BACK = 5.0
+#: The status of a request whose connection was closed without an answer.
+CLOSED = 0
 CONFIG = """
 [admission]
 mode = queue_all
@@ -52,6 +55,8 @@ class Visits:
         self._slow, self._keyed = slow, keyed
         self.longest = 0.0
         self.statuses: Counter[int] = Counter()
+        #: Refusals that do not say as they should when to come back.
+        self.bare: list[Reply] = []
         self._threads = [threading.Thread(target=self._visit, args=(number,), daemon=True) for number in range(3)]
 
     def start(self) -> None:
@@ -66,6 +71,7 @@ class Visits:
             thread.join(PATIENCE)
             assert not thread.is_alive(), "a visitor still waits"
         self._writer.close()
+        assert self.bare == []
 
     def _visit(self, number: int) -> None:
         dice = random.Random(f"visitor {number}")  # noqa: S311 - repeatable
@@ -82,13 +88,21 @@ class Visits:
 
     def _ask(self, path: str, method: str, body: bytes, who: str, **headers: str) -> Reply:
         asked = time.monotonic()
+        status = CLOSED
         try:
             reply = self._site.ask(path, method, body, Who=who, **headers)
+            status = reply.status
         except (OSError, http.client.HTTPException):
             reply = Reply(503, "the server has closed the connection", [], b"")
         self.longest = max(self.longest, time.monotonic() - asked)
         if method == "POST":
-            self.statuses[reply.status] += 1
+            self.statuses[status] += 1
+        if status == 503 and not (
+            int(reply.header("Retry-After") or 0) >= 1
+            and reply.header("Content-Type") == "application/problem+json"
+            and reply.json()["status"] == status
+        ):
+            self.bare.append(reply)
         return reply
 
 
@@ -105,6 +119,13 @@ def visited(site: Server, history: Path, *, slow: float = 0.0, keyed: float = 0.
         yield visits
     finally:
         visits.end()
+
+
+def at_once(events: Iterable[Event]) -> int:
+    """Return how many requests ran at the same time without a ticket, at most."""
+    ran = [event for event in events if event["what"] == "ran"]
+    changes = sorted([(one["begin"], 1) for one in ran] + [(one["at"], -1) for one in ran])
+    return max(accumulate((change for _, change in changes), initial=0))
 
 
 def go_on(visits: Visits, tickets: int, patience: float = PATIENCE) -> None:

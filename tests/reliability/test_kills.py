@@ -12,7 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import pytest
+
+from tests.redis_servers import started
 from tests.reliability.history import Tail, check
 from tests.reliability.running import CONFIG, at_the_end, emptied
 from tests.reliability.size import sized
@@ -26,10 +30,10 @@ KILLS = sized(8, 200)
 class Nodes:
     """Processes on one store, and what they have written so far."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, url: str) -> None:
         self.folder = folder
         self.running: dict[int, subprocess.Popen[bytes]] = {}
-        self._config = ini(folder, CONFIG)
+        self._config = ini(folder, f"{CONFIG}\n[store]\nurl = {url}\n")
         self._started = 0
         self._history = folder / "history"
         self._history.touch()
@@ -67,9 +71,9 @@ class Nodes:
 
 
 @contextmanager
-def nodes(folder: Path) -> Iterator[Nodes]:
+def nodes(folder: Path, url: str) -> Iterator[Nodes]:
     """Start the nodes; end them, and kill those that do not."""
-    started = Nodes(folder)
+    started = Nodes(folder, url)
     try:
         for _ in range(NODES):
             started.start()
@@ -85,10 +89,22 @@ def reached(site: Nodes, goal: int) -> bool:
     return site.known() >= goal and bool(site.up)
 
 
-def test_what_was_accepted_is_kept_whoever_is_killed(tmp_path: Path) -> None:
+@pytest.fixture(params=["sqlite", "redis"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Where the line is."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/admission.db"
+        return
+    with TemporaryDirectory(prefix="wa-", ignore_cleanup_errors=True) as folder:
+        server = started(Path(folder))
+        yield server.url
+        server.stop()
+
+
+def test_what_was_accepted_is_kept_whoever_is_killed(tmp_path: Path, url: str) -> None:
     """Catches: a 202 before the commit, a claim in two steps, a second run too many, a crash that changes a place."""
     dice = random.Random(f"kills {KILLS}")  # noqa: S311 - repeatable
-    with nodes(tmp_path) as site:
+    with nodes(tmp_path, url) as site:
         for kill in range(KILLS):
             goal = site.known() + dice.randrange(1, 2 * TICKETS // KILLS * 8)
             until(partial(reached, site, goal), f"what comes before kill {kill}")
@@ -96,7 +112,6 @@ def test_what_was_accepted_is_kept_whoever_is_killed(tmp_path: Path) -> None:
             site.start()
         until(lambda: site.known("accepted") >= TICKETS, "the last ticket", 10 * PATIENCE)
         (tmp_path / "enough").touch()
-        url = f"sqlite:///{tmp_path}/admission.db"
         totals = emptied(url)
         (tmp_path / "over").touch()
         for process in site.running.values():

@@ -14,8 +14,6 @@ from tests.reliability.size import sized
 from tests.support import PATIENCE, Server, gunicorn, ini, until
 
 RESTARTS = sized(3, 100)
-#: Replays that may be under way when the server is told to restart.
-REPLAYS = 2
 #: Seconds of a run that a worker which leaves does not wait for.
 SLOW = 3.0
 
@@ -53,5 +51,5 @@ def test_nothing_is_lost_while_the_server_restarts(tmp_path: Path) -> None:
     assert found.accepted >= 10 * RESTARTS
     assert any(event["what"] == "releasing" for event in events), "no restart came while something ran for long"
     assert totals["crashed"] == 0, "a worker that left took a run with it"
-    assert found.starts - totals["started"] <= REPLAYS * RESTARTS
+    assert found.starts - totals["started"] <= RESTARTS, "a quick run was cut off"
     assert visits.longest < PATIENCE

@@ -17,7 +17,7 @@ from wsgi_admission.replay import Recording
 from wsgi_admission.stores import Store, moves
 from wsgi_admission.stores.ledger import Ledger, drop
 from wsgi_admission.stores.order import Order
-from wsgi_admission.stores.records import AT_ONCE, REMEMBER_GONE, Counts, Minute, Passed, Statistics, Worker
+from wsgi_admission.stores.records import AT_ONCE, GONE_KEPT, REMEMBER_GONE, Counts, Minute, Passed, Statistics, Worker
 from wsgi_admission.ticket import State, Ticket
 
 
@@ -260,6 +260,7 @@ class MemoryStore(Store):
                     del self._keys[entry.key]
                 self._finished.remove(key)
             drop(self._gone, (key for key, (_, at) in self._gone.items() if at < now - REMEMBER_GONE))
+            drop(self._gone, islice(self._gone, max(0, len(self._gone) - GONE_KEPT)))
             self._ledger.prune(now=now)
             tallies = self._ledger.counts().items()
             self._order.prune({tier for (tier, _), tally in tallies if tally.queued or tally.processing})

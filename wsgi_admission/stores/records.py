@@ -126,3 +126,5 @@ INLINE_BODY = 256 * 1024
 AT_ONCE = 2000
 #: Seconds for which the id of a removed ticket is remembered, to tell 410 from 404.
 REMEMBER_GONE = 30 * 24 * 3600.0
+#: Ids of removed tickets that a store in memory remembers at most, the latest; about 240 bytes each in Redis.
+GONE_KEPT = 100_000

@@ -34,6 +34,7 @@ from wsgi_admission.stores.fitness import information, refuse_server, refuse_unf
 from wsgi_admission.stores.news import News
 from wsgi_admission.stores.records import (
     AT_ONCE,
+    GONE_KEPT,
     MINUTES_KEPT,
     RATE_MINUTES,
     REMEMBER_GONE,
@@ -83,13 +84,15 @@ class RedisStore(Store):
 
     def put(self, ticket: Ticket, request: Recording, *, now: float, key: str = "", digest: str = "") -> Ticket:
         """Send a large body first, then rank the ticket and add it, unless its key is known."""
-        stored, body = self._chunks.send(request, patience=PATIENCE)
-        # A key promises one run, and finds the ticket again: nobody has run the request meanwhile.
-        with nullcontext() if key else self._doubts.about(ticket.id):
-            answer = self._step("put", now, stored, body, kept(ticket, key=key, digest=digest), body=body)
-        if body and answer[0] != b"ok":
-            self._chunks.remove(body)
-        return self._added(ticket, answer) or ticket_of(told(answer, ticket.id)[0])
+        with self._chunks.sent(request, patience=PATIENCE) as (stored, body):
+            # A key promises one run, and finds the ticket again: nobody has run the request meanwhile.
+            with nullcontext() if key else self._doubts.about(ticket.id):
+                answer = self._step("put", now, stored, body, kept(ticket, key=key, digest=digest), body=body)
+            added = self._added(ticket, answer)
+            if added is None:
+                known = ticket_of(told(answer, ticket.id)[0])
+                self._chunks.discard(body)
+            return added or known
 
     def claim(self, worker: str, *, now: float, lease: float, routes: Collection[str]) -> Ticket | None:
         """Look up the first ticket of each route, and take the best of them."""
@@ -122,14 +125,17 @@ class RedisStore(Store):
     ) -> Ticket:
         """Send a large response first, then end the run."""
         moves.check_end(state, response, keep_request=keep_request)
-        stored, body = (b"", "") if response is None else self._chunks.send(response)
         flags = (int(keep_request), int(response is not None))
-        ended = (ticket_id, attempt, state.value, now, error, RUN_TIMES, *flags, stored, body)
-        with self._repeats.of(ticket_id, attempt) as mark:
-            found = self._step("finish", *ended, mark, body=body)
-        if found is None:
-            raise LeaseLost(ticket_id, attempt)
-        return ticket_of(found)
+        with nullcontext((b"", "")) if response is None else self._chunks.sent(response) as (stored, body):
+            step = (ticket_id, attempt, state.value, now, error, RUN_TIMES, *flags, stored, body)
+            with self._repeats.of(ticket_id, attempt) as mark:
+                found = self._step("finish", *step, mark, body=body)
+            if found is None:
+                raise LeaseLost(ticket_id, attempt)
+        ended = ticket_of(found)
+        if ended.state is not state:
+            self._chunks.discard(body)  # it was cancelled meanwhile
+        return ended
 
     def release(self, ticket_id: str, attempt: int, *, now: float) -> None:
         """Put the ticket back into the line."""
@@ -256,7 +262,7 @@ class RedisStore(Store):
     def prune(self, *, before: float, now: float) -> int:
         """Remove in batches, each a step of its own, so that nobody has to wait long."""
         removed = self._batches("prune", before, now)
-        rest = (now - REMEMBER_GONE, int(now // 60) - MINUTES_KEPT, now - WORKER_ALIVE, BATCH)
+        rest = (now - REMEMBER_GONE, int(now // 60) - MINUTES_KEPT, now - WORKER_ALIVE, BATCH, GONE_KEPT)
         while self._run("prune_rest", *rest):
             pass
         self.maintain(now=now)

@@ -1,4 +1,4 @@
--- gone before, minutes before, workers seen before, how many at most -> whether there may be more
+-- gone before, minutes before, workers seen before, how many at most, gone to remember -> whether there may be more
 local limit, more = tonumber(ARGV[4]), 0
 
 local function removed(members)
@@ -8,9 +8,17 @@ local function removed(members)
     return ipairs(members)
 end
 
-for _, id in removed(redis.call('ZRANGEBYSCORE', K.gone_at, '-inf', '(' .. ARGV[1], 'LIMIT', 0, limit)) do
-    redis.call('HDEL', K.gone, id)
-    redis.call('ZREM', K.gone_at, id)
+local function forget(ids)
+    for _, id in removed(ids) do
+        redis.call('HDEL', K.gone, id)
+        redis.call('ZREM', K.gone_at, id)
+    end
+end
+
+forget(redis.call('ZRANGEBYSCORE', K.gone_at, '-inf', '(' .. ARGV[1], 'LIMIT', 0, limit))
+local above = math.min(limit, redis.call('ZCARD', K.gone_at) - tonumber(ARGV[5]))
+if above > 0 then
+    forget(redis.call('ZRANGE', K.gone_at, 0, above - 1))
 end
 for _, member in removed(redis.call('ZRANGEBYSCORE', K.minutes, '-inf', '(' .. ARGV[2], 'LIMIT', 0, limit)) do
     redis.call('HDEL', K.minute_counts, unpack(minute_fields(member)))

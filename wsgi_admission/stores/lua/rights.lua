@@ -24,6 +24,7 @@ local TRIED = {
     {'SREM', NONE, ''},
     {'ZADD', K.meta, 0, ''},
     {'ZREM', NONE, ''},
+    {'ZCARD', NONE},
     {'ZRANGE', NONE, 0, 0},
     {'ZREVRANGE', NONE, 0, 0},
     {'ZRANGEBYSCORE', NONE, 0, 0},
