@@ -23,7 +23,7 @@ from wsgi_admission import logs
 from wsgi_admission.config import Config, load_config
 from wsgi_admission.errors import ConfigError
 from wsgi_admission.policy.backoff import delay
-from wsgi_admission.replaying import STUCK, replay
+from wsgi_admission.replaying import STUCK, end_within, replay
 from wsgi_admission.stores import check_url
 
 log = logging.getLogger("wsgi_admission.work")
@@ -254,8 +254,11 @@ class Crew:
         reader, writer = os.pipe()
         pid = os.fork()
         if not pid:
+            status = self._replay(parent, writer)
+            # The parent kills only those that it has asked to leave, and it may be dead.
+            end_within(MARGIN + (0.0 if status else self._grace), status)
             # SystemExit: what the app has registered for the end of the process is done, as under a web server.
-            sys.exit(self._replay(parent, writer))
+            sys.exit(status)
         os.close(writer)
         os.set_blocking(reader, False)
         self._children.append(Child(pid, reader, self._generation, time.monotonic(), replaces))
