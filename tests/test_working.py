@@ -153,6 +153,21 @@ from tests.apps import app as plain
 def app(environ, start_response):
     return ThreadPoolExecutor().submit(plain, environ, start_response).result()
 """
+# No further process can be had while a file of this name is there.
+CROWDED = """
+import errno, os, pathlib
+from wsgi_admission import cli
+
+fork = os.fork
+
+def fork_if_possible():
+    if pathlib.Path("crowded").exists():
+        raise BlockingIOError(errno.EAGAIN, "too many processes")
+    return fork()
+
+os.fork = fork_if_possible
+cli.main()
+"""
 
 
 @pytest.fixture
@@ -428,6 +443,28 @@ def test_an_app_that_hangs_while_it_is_imported_does_not_stall_reloads(place: Pl
         until(lambda: not {child.pid for child in working.children()} & old, "the end of the old ones")
 
 
+def test_processes_go_on_when_no_further_one_can_be_started(place: Place) -> None:
+    """Catches: one process that cannot be started, by HUP or for a dead one, and all others end for it."""
+    place.program = ("-c", CROWDED)
+    crowded = place.folder / "crowded"
+    with place.work("--processes", "2") as working:
+        until(lambda: working.text().count("replays with") == 2, "both processes")
+        old = {child.pid for child in working.children()}
+        descriptors = psutil.Process(working.process.pid).num_fds()
+        crowded.touch()
+        working.signal(signal.SIGHUP)
+        told = "the reload is given up, the old processes stay: no process can be started: [Errno 11] too many processes"
+        until(lambda: told in working.text(), "the end of the reload")
+        assert {child.pid for child in working.children()} == old
+        assert psutil.Process(working.process.pid).num_fds() == descriptors
+        os.kill(old.pop(), signal.SIGKILL)
+        until(lambda: "too many processes; the next attempt is in" in working.text(), "an attempt")
+        assert place.pid() in old
+        crowded.unlink()
+        until(lambda: working.text().count("replays with") == 3, "another one")
+        assert old < {child.pid for child in working.children()}
+
+
 # What cannot work
 
 
@@ -461,6 +498,19 @@ def test_an_app_that_cannot_be_used_ends_it_with_a_clear_message(place: Place, a
     assert told in ended.stderr.splitlines()[-1]
     assert ended.stderr.count("is started") == 1
     assert ("Traceback" in ended.stderr) == (app in {"raising:app", "leaving:app"})
+
+
+def test_a_first_process_that_cannot_be_started_ends_it_with_a_clear_message(place: Place) -> None:
+    """Catches: a traceback where a sentence would do."""
+    place.program = ("-c", CROWDED)
+    (place.folder / "crowded").touch()
+    ended = subprocess.run(
+        place.command("tests.apps:app"),
+        cwd=place.folder, env=place.environ(), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == "Error: no process can be started: [Errno 11] too many processes"
+    assert "Traceback" not in ended.stderr
 
 
 def spoil_nothing(_folder: Path) -> None:
