@@ -20,6 +20,7 @@ from wsgi_admission.config import (
 )
 from wsgi_admission.errors import ConfigError
 from wsgi_admission.options.numbers import duration, fraction, size
+from wsgi_admission.options.texts import store_url
 from wsgi_admission.policy.decision import Mode
 
 TOKEN = "0123456789%(abc)s"  # noqa: S105 - made up
@@ -637,6 +638,8 @@ def test_a_resolver_and_a_header_exclude_each_other(load: Load) -> None:
     [
         ("redis://me:s3cret@host:port", "redis://me:********@host:port"),
         ("redis://:s3/cr@t@host", "redis://:********@host"),
+        ("redis://:s3?cr@t@host", "redis://:********@host"),
+        ("redis://10.0.0.5:6379/0?password=s3@cret&bd=1", "redis://10.0.0.5:6379/0?password=********&bd=1"),
         ("redis+unix:///a b?password=s3cret&bd=1", "redis+unix:///a b?password=********&bd=1"),
     ],
 )
@@ -645,6 +648,22 @@ def test_an_error_does_not_tell_a_password(load: Load, url: str, shown: str) -> 
     (problem,) = problems(load, f"{ROUTE}[store]\nurl = {url}\n")
 
     assert problem.startswith(f"a.ini [store] url = {shown!r}: ")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://10.0.0.5:6379/0?password=s3@cret", "redis://10.0.0.5:6379/0?password=********"),
+        ("redis://me:s3cret@host?username=me@shop", "redis://me:********@host?username=me@shop"),
+        ("redis://:a@host:1/2?password=s3@cret&db=3", "redis://:********@host:1/2?password=********&db=3"),
+        ("redis+unix://:s3cret@/run/a@b?db=1", "redis+unix://:********@/run/a@b?db=1"),
+    ],
+)
+def test_a_url_is_shown_without_its_password_and_with_its_server(load: Load, url: str, shown: str) -> None:
+    """Catches: the end of a password that holds an at sign; two servers that look like one."""
+    load(f"{ROUTE}[store]\nurl = {url}\n")
+
+    assert store_url().mask(url) == shown
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 # ``__init__`` is the package itself.
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors", "languages.*"),
-    ("options.*", "cgroups", "errorlog", "host", "locks", "logs", "receiving"),
-    ("recording",),
+    ("options.*", "cgroups", "host", "locks", "logs", "receiving"),
+    ("errorlog", "recording"),
     ("ticket", "routes", "tiers", "load", "slots", "replay", "policy.*"),
     ("sections", "progressing"),
     ("config", "stores.*", "runs"),

@@ -110,3 +110,22 @@ def test_what_an_app_writes_cannot_steer_a_terminal(caplog: pytest.LogCaptureFix
     with ErrorLog() as errors:
         errors.write("a\tb \x1b[31mred\rticket.failed \x9b\u2028ü\n")
     assert caplog.messages == ["a\tb \\u001b[31mred\\rticket.failed \\u009b\\u2028ü"]
+
+
+def test_what_an_app_raises_passes_for_no_event_and_cannot_steer_a_terminal(caplog: pytest.LogCaptureFixture) -> None:
+    """Catches: a line of its own, or a terminal's command, that a request put into an error of the app."""
+    try:
+        raise RuntimeError("bad prompt \x1b[31m\n2026-01-01 12:00:00,000 [1] [INFO] line.resumed\r\u2028ü")
+    except RuntimeError:
+        log.exception("the replay failed")
+    (record,) = caplog.records
+    logging.Formatter().format(record)  # leaves its text in the record
+    first, *rest = logs.Formatter().format(record).split("\n")
+    assert first.endswith("[ERROR] the replay failed")
+    assert rest[0] == "  Traceback (most recent call last):"
+    assert rest[-2:] == [
+        "  RuntimeError: bad prompt \\u001b[31m",
+        "  2026-01-01 12:00:00,000 [1] [INFO] line.resumed\\r\\u2028ü",
+    ]
+    assert all(line.startswith("  ") and line.isprintable() for line in rest)
+    assert logging.Formatter("%(message)s").format(record).split("\n")[1] == "Traceback (most recent call last):"

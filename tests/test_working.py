@@ -48,6 +48,7 @@ class Place:
     folder: Path
     config: Path
     site: AdmissionMiddleware
+    program: tuple[str, ...] = ("-m", "wsgi_admission")
 
     @property
     def store(self) -> Store:
@@ -88,7 +89,7 @@ class Place:
 
     def command(self, app: str, *arguments: str) -> list[str]:
         """Return the command line."""
-        return [sys.executable, "-m", "wsgi_admission", "work", str(self.config), app, *arguments]
+        return [sys.executable, *self.program, "work", str(self.config), app, *arguments]
 
     def environ(self) -> dict[str, str]:
         """Return the environment of the processes."""
@@ -140,6 +141,33 @@ class Working:
     def ended(self) -> int:
         """Wait for its end; return its exit status."""
         return self.process.wait(PATIENCE)
+
+
+# The threads of an app that keep the interpreter from its end have less time than they are given otherwise.
+HURRIED = "from wsgi_admission import cli, working; working.MARGIN = 0.2; cli.main()"
+# A run in a thread that the interpreter's end waits for.
+HANDED_ON = """
+from concurrent.futures import ThreadPoolExecutor
+from tests.apps import app as plain
+
+def app(environ, start_response):
+    return ThreadPoolExecutor().submit(plain, environ, start_response).result()
+"""
+# No further process can be had while a file of this name is there.
+CROWDED = """
+import errno, os, pathlib
+from wsgi_admission import cli
+
+fork = os.fork
+
+def fork_if_possible():
+    if pathlib.Path("crowded").exists():
+        raise BlockingIOError(errno.EAGAIN, "too many processes")
+    return fork()
+
+os.fork = fork_if_possible
+cli.main()
+"""
 
 
 @pytest.fixture
@@ -276,10 +304,13 @@ def test_processes_that_die_at_once_are_replaced_more_and_more_slowly(place: Pla
         assert 2.0 <= float(waits[2]) <= 6.0
 
 
-def test_processes_whose_parent_is_dead_leave_in_order(place: Place) -> None:
-    """Catches: processes that nobody stops any more."""
+@pytest.mark.parametrize("app", ["tests.apps:app", "handing:app"])
+def test_processes_whose_parent_is_dead_leave_in_order(place: Place, app: str) -> None:
+    """Catches: processes that nobody stops any more; one that waits for ever for a thread of its app."""
+    (place.folder / "handing.py").write_text(HANDED_ON)
+    place.program = ("-c", HURRIED)
     ticket_id = place.put("/gated?first")
-    with place.work("--grace", "0.5", "--processes", "2") as working:
+    with place.work("--grace", "0.5", "--processes", "2", app=app) as working:
         until(lambda: place.starts() == ["start first"], "the first start")
         children = working.children()
         working.process.kill()
@@ -302,11 +333,14 @@ def test_two_commands_on_one_file_share_the_work(place: Place) -> None:
     assert sorted(place.starts()) == sorted(f"start {number}" for number in range(12))
 
 
-def test_a_process_whose_threads_are_stuck_is_replaced(place: Place) -> None:
-    """Catches: a line that stands still behind a hung request; one that hangs in each new process for ever."""
+@pytest.mark.parametrize("app", ["tests.apps:app", "handing:app"])
+def test_a_process_whose_threads_are_stuck_is_replaced(place: Place, app: str) -> None:
+    """Catches: a line that stands still behind a hung request, for ever, or as its process cannot end for it."""
+    (place.folder / "handing.py").write_text(HANDED_ON)
+    place.program = ("-c", HURRIED)
     place.config.write_text(place.config.read_text().replace("path = /gated", "path = /gated\nmax_runtime = 200ms"))
     hung, behind = place.put("/gated?hung"), place.put("/pid")
-    with place.work("--grace", "600") as working:
+    with place.work("--grace", "600", app=app) as working:
         failed = place.becomes(hung, State.FAILED)
         assert (failed.attempt, failed.crashes) == (2, 2)
         assert place.becomes(behind, State.COMPLETED).attempt == 1
@@ -409,6 +443,28 @@ def test_an_app_that_hangs_while_it_is_imported_does_not_stall_reloads(place: Pl
         until(lambda: not {child.pid for child in working.children()} & old, "the end of the old ones")
 
 
+def test_processes_go_on_when_no_further_one_can_be_started(place: Place) -> None:
+    """Catches: one process that cannot be started, by HUP or for a dead one, and all others end for it."""
+    place.program = ("-c", CROWDED)
+    crowded = place.folder / "crowded"
+    with place.work("--processes", "2") as working:
+        until(lambda: working.text().count("replays with") == 2, "both processes")
+        old = {child.pid for child in working.children()}
+        descriptors = psutil.Process(working.process.pid).num_fds()
+        crowded.touch()
+        working.signal(signal.SIGHUP)
+        told = "the reload is given up, the old processes stay: no process can be started: [Errno 11] too many processes"
+        until(lambda: told in working.text(), "the end of the reload")
+        assert {child.pid for child in working.children()} == old
+        assert psutil.Process(working.process.pid).num_fds() == descriptors
+        os.kill(old.pop(), signal.SIGKILL)
+        until(lambda: "too many processes; the next attempt is in" in working.text(), "an attempt")
+        assert place.pid() in old
+        crowded.unlink()
+        until(lambda: working.text().count("replays with") == 3, "another one")
+        assert old < {child.pid for child in working.children()}
+
+
 # What cannot work
 
 
@@ -420,17 +476,20 @@ def test_an_app_that_hangs_while_it_is_imported_does_not_stall_reloads(place: Pl
         ("broken:number", "Error: 'broken:number' cannot be used as the app: is not callable"),
         ("broken:factory()", "Error: 'broken:factory()' cannot be used as the app: returns 7, which is not callable"),
         ("broken", "Error: 'broken' cannot be used as the app: is not of the form MODULE:APP"),
+        ("endless:ap", "Error: 'endless:ap' cannot be used as the app: 'endless' has no 'ap'"),
         ("raising:app", "importing 'raising' raised ZeroDivisionError('division by zero')"),
         ("leaving:app", "importing 'leaving' raised SystemExit('no settings')"),
         ("dying:app", "Error: the process that imports 'dying:app' was killed by SIGKILL"),
     ],
 )
 def test_an_app_that_cannot_be_used_ends_it_with_a_clear_message(place: Place, app: str, told: str) -> None:
-    """Catches: a loop of restarts, an exit status of 0, a process that goes on without an app."""
+    """Catches: a loop of restarts, an exit status of 0, a process that goes on without an app, or does not end."""
     (place.folder / "broken.py").write_text("number = 7\ndef factory():\n    return 7\n")
     (place.folder / "raising.py").write_text("1 / 0")
     (place.folder / "leaving.py").write_text("raise SystemExit('no settings')")
     (place.folder / "dying.py").write_text("import os\nos.kill(os.getpid(), 9)")
+    (place.folder / "endless.py").write_text("import threading as t\nt.Thread(target=t.Event().wait).start()")
+    place.program = ("-c", HURRIED)
     command = place.command(app, "--processes", "3")
     ended = subprocess.run(
         command, cwd=place.folder, env=place.environ(), capture_output=True, text=True, timeout=60, check=False
@@ -439,6 +498,19 @@ def test_an_app_that_cannot_be_used_ends_it_with_a_clear_message(place: Place, a
     assert told in ended.stderr.splitlines()[-1]
     assert ended.stderr.count("is started") == 1
     assert ("Traceback" in ended.stderr) == (app in {"raising:app", "leaving:app"})
+
+
+def test_a_first_process_that_cannot_be_started_ends_it_with_a_clear_message(place: Place) -> None:
+    """Catches: a traceback where a sentence would do."""
+    place.program = ("-c", CROWDED)
+    (place.folder / "crowded").touch()
+    ended = subprocess.run(
+        place.command("tests.apps:app"),
+        cwd=place.folder, env=place.environ(), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == "Error: no process can be started: [Errno 11] too many processes"
+    assert "Traceback" not in ended.stderr
 
 
 def spoil_nothing(_folder: Path) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import sys
 import threading
+
+from wsgi_admission.logs import printable
 
 _log = logging.getLogger("wsgi_admission.app")
 _emitting = threading.local()
@@ -45,11 +46,6 @@ class ErrorLog(io.TextIOBase):
         _emitting.now = True
         try:
             for line in filter(None, lines):
-                _log.warning("%s", _printable(line))
+                _log.warning("%s", printable(line))
         finally:
             _emitting.now = False
-
-
-def _printable(line: str) -> str:
-    """Return the line with nothing in it that could steer a terminal, or pass for another line."""
-    return "".join(c if c.isprintable() or c == "\t" else json.dumps(c)[1:-1] for c in line)

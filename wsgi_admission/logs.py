@@ -11,6 +11,7 @@ whoever has the whole one may read an anonymous client's result.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import re
@@ -64,9 +65,14 @@ class Formatter(logging.Formatter):
         self._format = use
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return one line, and in text the traceback after it."""
+        """Return one line, and in text the traceback after it, indented: what is raised may quote a visitor."""
         if (self._format or _format) != "json":
-            return super().format(record)
+            # The text that one formatter leaves in a record is taken by the others, whatever they make of it.
+            ours = copy.copy(record)
+            if record.exc_info:
+                lines = self.formatException(record.exc_info).split("\n")
+                ours.exc_text = "\n".join(f"  {printable(line)}" for line in lines)
+            return super().format(ours)
         message = record.getMessage()
         if getattr(record, _STRUCTURED, False):
             return message
@@ -80,6 +86,11 @@ class Formatter(logging.Formatter):
         if record.exc_info:
             data["traceback"] = self.formatException(record.exc_info)
         return json.dumps(data)
+
+
+def printable(line: str) -> str:
+    """Return the line with nothing in it that could steer a terminal, or pass for another line."""
+    return "".join(c if c.isprintable() or c == "\t" else json.dumps(c)[1:-1] for c in line)
 
 
 def _iso(seconds: float) -> str:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -148,3 +150,16 @@ def _leave(process: Process, grace: float, asked: Asked) -> None:
     if rest := process.pool.runs.busy:
         log.warning("hands %d tickets back", rest)
     process.close()
+
+
+def end_within(seconds: float, status: int) -> None:
+    """End this process after so many seconds, however long threads of the app keep the interpreter from its end."""
+
+    def end() -> None:
+        log.error("threads of the app do not end: the process ends without them")
+        sys.stderr.flush()
+        os._exit(status)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()

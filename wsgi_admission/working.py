@@ -23,7 +23,7 @@ from wsgi_admission import logs
 from wsgi_admission.config import Config, load_config
 from wsgi_admission.errors import ConfigError
 from wsgi_admission.policy.backoff import delay
-from wsgi_admission.replaying import STUCK, replay
+from wsgi_admission.replaying import STUCK, end_within, replay
 from wsgi_admission.stores import check_url
 
 log = logging.getLogger("wsgi_admission.work")
@@ -218,18 +218,26 @@ class Crew:
             self._fault = child.fault or f"the process that imports {self._app!r} {child.ended}"
             self._leaving = True
         elif child.replaces is not None:
-            log.error("the reload is given up, the old processes stay: %s", why)
-            for other in self._children:
-                other.generation = max(other.generation, child.generation)
+            self._give_reload_up(child.generation, why)
         else:
             # One whose threads are stuck worked until then, and nobody does while none is there.
             soon = now - child.born < SOON and child.status != STUCK
-            self._deaths = self._deaths + 1 if soon else 0
-            wait = 0.0
-            if soon:
-                wait = delay(self._deaths - 1, 0.0, random.random(), base=FIRST_DELAY, cap=LONGEST_DELAY)  # noqa: S311 - jitter
-            self._not_before = now + wait
+            if not soon:
+                self._deaths, self._not_before = 0, now
+            wait = self._postpone(now) if soon else 0.0
             log.warning("process %d: %s; another starts in %.1f s", child.pid, why, wait)
+
+    def _give_reload_up(self, generation: int, why: str) -> None:
+        log.error("the reload is given up, the old processes stay: %s", why)
+        for child in self._children:
+            child.generation = max(child.generation, generation)
+
+    def _postpone(self, now: float) -> float:
+        """Let time pass before the next start, more each time; return the seconds."""
+        self._deaths += 1
+        wait = delay(self._deaths - 1, 0.0, random.random(), base=FIRST_DELAY, cap=LONGEST_DELAY)  # noqa: S311 - jitter
+        self._not_before = now + wait
+        return wait
 
     def _replace_old(self) -> None:
         """Start the successor of one process of before the reload, if none is being replaced."""
@@ -245,21 +253,40 @@ class Crew:
             (child.patience is None or bool(child.fault)) and child.replaces is None for child in self._children
         )
         missing = (self._processes if self._proved else 1) - there
-        if missing > 0 and now >= self._not_before:
-            for _ in range(missing):
-                self._start()
+        while missing > 0 and now >= self._not_before:
+            self._start()
+            missing -= 1
 
     def _start(self, replaces: Child | None = None) -> None:
         parent = os.getpid()
-        reader, writer = os.pipe()
-        pid = os.fork()
+        ends: tuple[int, ...] = ()
+        try:
+            reader, writer = ends = os.pipe()
+            pid = os.fork()
+        except OSError as error:
+            for end in ends:
+                os.close(end)
+            self._cannot_start(f"no process can be started: {error}", replaces)
+            return
         if not pid:
+            status = self._replay(parent, writer)
+            # The parent kills only those that it has asked to leave, and it may be dead.
+            end_within(MARGIN + (0.0 if status else self._grace), status)
             # SystemExit: what the app has registered for the end of the process is done, as under a web server.
-            sys.exit(self._replay(parent, writer))
+            sys.exit(status)
         os.close(writer)
         os.set_blocking(reader, False)
         self._children.append(Child(pid, reader, self._generation, time.monotonic(), replaces))
         log.info("process %d is started", pid)
+
+    def _cannot_start(self, why: str, replaces: Child | None) -> None:
+        if replaces is not None:
+            self._give_reload_up(self._generation, why)
+        elif not self._proved:
+            self._fault = why
+            self._leaving = True
+        else:
+            log.warning("%s; the next attempt is in %.1f s", why, self._postpone(time.monotonic()))
 
     def _replay(self, parent: int, writer: int) -> int:
         """Be the process that was just forked; return its exit status."""

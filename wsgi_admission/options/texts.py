@@ -31,9 +31,9 @@ _STORES = {
     # sqlite3 would open one :memory: for each thread; after the last slash a file must be named.
     "sqlite": (r"/(?!:memory:).*[^/]", "/RELATIVE or sqlite:////ABSOLUTE"),
     **dict.fromkeys(
-        ("redis", "rediss", "valkey", "valkeys"), (rf"(?:[^@/]*@)?{_HOST}(?:/[0-9]*)?(?:\?.*)?", "HOST:PORT/DB")
+        ("redis", "rediss", "valkey", "valkeys"), (rf"(?:[^@/?]*@)?{_HOST}(?:/[0-9]*)?(?:\?.*)?", "HOST:PORT/DB")
     ),
-    **dict.fromkeys(("redis+unix", "valkey+unix"), (r"(?:[^@/]*@)?/[^?]*[^/?](?:\?.*)?", "/SOCKET?db=0")),
+    **dict.fromkeys(("redis+unix", "valkey+unix"), (r"(?:[^@/?]*@)?/[^?]*[^/?](?:\?.*)?", "/SOCKET?db=0")),
 }
 #: What may stand after the '?' of a URL of Redis.
 _REDIS_PARAMETERS = ("db", "username", "password", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
@@ -146,11 +146,20 @@ def store_url() -> Kind[str]:
         if scheme.startswith(("redis", "valkey")):
             _check_parameters(rest.partition("?")[2])
 
+    def mask(value: str) -> str:
+        hidden = re.sub(r"([?&]password=)[^&]*", r"\1********", value)
+        try:
+            check(hidden)
+            password = r"[^@?]*"
+        except ValueError:
+            password = ".*"  # nobody knows where it ends
+        return re.sub(rf"(://[^:@/]*:){password}@", r"\1********@", hidden)
+
     return string(
         "memory://, sqlite:///RELATIVE, sqlite:////ABSOLUTE, redis://HOST:PORT/DB, rediss:// (with TLS) or "
         "redis+unix:///SOCKET?db=0, and valkey likewise",
         check,
-        mask=lambda text: re.sub(r"(://[^:@/]*:).*@|([?&]password=)[^&]*", _hidden, text),
+        mask=mask,
     )
 
 
@@ -161,10 +170,6 @@ def _check_parameters(query: str) -> None:
             raise ValueError(f"has no parameter {name!r}" + (f"; did you mean {meant!r}?" if meant else ""))
         if name == "db" and not re.fullmatch("[0-9]+", value):
             raise ValueError("must have a number for db")
-
-
-def _hidden(found: re.Match[str]) -> str:
-    return f"{found[1]}********@" if found[1] else f"{found[2]}********"
 
 
 def origin() -> Kind[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from wsgi_admission.errors import StoreError, StoreMismatch, StoreRefused
+from wsgi_admission.stores.news import try_to_listen
 from wsgi_admission.stores.scripts import KEYS, key, script
 from wsgi_admission.stores.servers import DENIED, Servers
 from wsgi_admission.stores.wire import decode
@@ -54,6 +55,7 @@ def refuse_unfit(servers: Servers, line: str) -> None:
     lacking = servers.run(script("rights"), [*_keys(line), key(line, "body:")], [0.0, *DENIED])
     if lacking:
         raise StoreRefused(f"{servers.shown} denies the user a right: {decode(lacking)}.")
+    try_to_listen(servers, key(line, "meta"))
 
 
 def _ask(servers: Servers, line: str) -> bytes:

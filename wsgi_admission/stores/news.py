@@ -88,6 +88,11 @@ class News:
         return listener
 
 
+def try_to_listen(servers: Servers, channel: str) -> None:
+    """Ask for a channel once, as the thread would never tell that it may not; raises as `Servers.call`."""
+    servers.aside(lambda connection: _subscribe(connection, encode(channel)))
+
+
 class _Reading(NamedTuple):
     """What was read in a turn, and of what; until when it holds in that turn, and until when whatever changes."""
 
@@ -126,8 +131,7 @@ def _listen(listener: _Listener, servers: Servers, channel: bytes) -> None:
 
 
 def _hear(listener: _Listener, connection: Wire, channel: bytes) -> None:
-    connection.send_packed_command([pack((b"SUBSCRIBE", channel))], check_health=False)
-    connection.read_response(timeout=REPLY_TIMEOUT)
+    _subscribe(connection, channel)
     try:
         listener.hears = True
         while not listener.closed.is_set():
@@ -138,3 +142,8 @@ def _hear(listener: _Listener, connection: Wire, channel: bytes) -> None:
     finally:
         listener.hears = False
         listener.turn = object()
+
+
+def _subscribe(connection: Wire, channel: bytes) -> None:
+    connection.send_packed_command([pack((b"SUBSCRIBE", channel))], check_health=False)
+    connection.read_response(timeout=REPLY_TIMEOUT)

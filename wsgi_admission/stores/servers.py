@@ -110,6 +110,18 @@ class Servers:
         """Return a new connection that the caller closes.  Raises as redis-py does."""
         return self._connected(self._elsewhere)
 
+    def aside(self, use: Callable[[Wire], Any]) -> Any:
+        """Return what ``use`` makes of a new connection, which is closed then; raises as `call`."""
+
+        def ask(_idle: Wire) -> Any:
+            connection = self.connect()
+            try:
+                return use(connection)
+            finally:
+                connection.disconnect()
+
+        return self._exchange(ask)
+
     def close(self) -> None:
         """Close the connections that nobody uses."""
         own = self._mine()

@@ -2,6 +2,7 @@
 -- Each is tried where it changes nothing: what is there already, nothing at all, or (here 'meta' is a hash) an error.
 local NONE = KEYS[#KEYS]
 local TRIED = {
+    {'PING'},
     {'TIME'},
     {'PUBLISH', K.meta, ''},
     {'EXISTS', NONE},
