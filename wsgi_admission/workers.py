@@ -41,6 +41,8 @@ INTERRUPTED = "The server had to stop while it ran, and it is not run twice by i
 CLAIM_TIMEOUT = 5.0
 #: Seconds after which an answer that the store does not take, although it leaves the lease, is given up.
 GIVE_UP = 3600.0
+#: Seconds for which a recorded request may be unreadable, while the store answers, before its ticket fails.
+UNREADABLE = 30.0
 #: Seconds between an idle thread's looks at the line.  A look costs microseconds while nothing has changed, and
 #: sees what no news could tell, such as a slot that another process gave back.
 LOOK_INTERVAL = 0.05
@@ -247,7 +249,7 @@ class Pool:
                     # A newcomer of a better tier may have filled the route meanwhile.
                     allowed = not self._stopping.is_set() and self._slots.allow(slot, ticket.route)
         if not allowed:
-            self._return(run)
+            self._return(run, "leaving" if self._stopping.is_set() else "full")
         return run if allowed else None
 
     def _progress(self, ticket: Ticket) -> Progress:
@@ -264,14 +266,14 @@ class Pool:
         free = self._free(waiting)
         return self._store.claim(self.worker.id, now=self._clock(), lease=LEASE, routes=free) if free else None
 
-    def _return(self, run: Run) -> None:
+    def _return(self, run: Run, reason: str) -> None:
         """Give back what was claimed and has not run; the lease is renewed until that is done."""
         ticket = run.ticket
         try:
             if self._insist(
                 "release", ticket, lambda: self._store.release(ticket.id, ticket.attempt, now=self._clock())
             ):
-                _tell("ticket.requeued", ticket, reason="store")
+                _tell("ticket.requeued", ticket, reason=reason)
         except LeaseLost:
             pass  # it is back already
         finally:
@@ -286,19 +288,12 @@ class Pool:
         try:
             outcome = self._outcome(run)
         except StoreUnavailable as error:
-            # The app was not called, and the ticket waits on in its place.
+            # The app was not called.
             _tell_failing("request", error, ticket)
-            self._return(run)
-            _tell("ticket.requeued", ticket, reason="store")
+            run.slot.release()
+            self._wait_for_request(run)
             return
-        try:
-            self.runs.answered(run)
-            run.progress.flush()  # how far it came stays to be seen when it failed
-            self._finish(ticket, outcome)
-        finally:
-            if outcome.response is not None:
-                outcome.response.body.close()
-            self.runs.end(run)
+        self._end(run, outcome)
 
     def _outcome(self, run: Run) -> Outcome:
         ticket = run.ticket
@@ -307,20 +302,61 @@ class Pool:
         except StoreUnavailable:
             raise
         except (StoreError, UnknownTicket, OSError) as error:
-            _tell("ticket.unreadable", ticket, level=logging.ERROR, error=error)  # a traceback would hold the whole id
-            return Outcome(0, None, "The recorded request could not be read.")
+            return _unreadable(ticket, error)
         with current(run.progress):
             return replay(self._app, request, extras={MARK: ticket, **run.progress.environ})
 
-    def _finish(self, ticket: Ticket, outcome: Outcome) -> None:
+    def _wait_for_request(self, run: Run) -> None:
+        """Give a ticket back once its request can be read; end it if nothing else fails for `UNREADABLE` seconds.
+
+        Given back at once it would be claimed again at once, for ever.  Meanwhile it is leased and holds no slot, so
+        that the line moves on without it.
+        """
+        ticket = run.ticket
+        since: float | None = None
+        for retry in count():
+            if self._stopping.wait(delay(retry, 0.0, 0.5, base=0.1, cap=LEASE / 6)):
+                break
+            try:
+                if not self._store.renew([(ticket.id, ticket.attempt)], lease=LEASE):
+                    break
+            except StoreError:
+                since = None  # nothing can be said of the request while all of the store is away
+                continue
+            try:
+                self._store.request(ticket.id).body.close()
+                break
+            except StoreUnavailable as error:
+                now = self._monotonic()
+                since = now if since is None else since
+                if now - since >= UNREADABLE:
+                    self._end(run, _unreadable(ticket, error), keep_request=True)
+                    return
+            except (StoreError, UnknownTicket, OSError):
+                break  # whoever claims it next will tell
+        self._return(run, "store")
+
+    def _end(self, run: Run, outcome: Outcome, *, keep_request: bool = False) -> None:
+        try:
+            self.runs.answered(run)
+            run.progress.flush()  # how far it came stays to be seen when it failed
+            self._finish(run.ticket, outcome, keep_request=keep_request)
+        finally:
+            if outcome.response is not None:
+                outcome.response.body.close()
+            self.runs.end(run)
+
+    def _finish(self, ticket: Ticket, outcome: Outcome, *, keep_request: bool) -> None:
         """Keep the answer, which needs no slot any more."""
         state = State.COMPLETED if 0 < outcome.status < 500 else State.FAILED
 
         def finish() -> None:
             if outcome.response is not None:
                 outcome.response.body.seek(0)
-            now = self._clock()
-            ended = self._store.finish(ticket.id, ticket.attempt, state, outcome.response, now=now, error=outcome.error)
+            ended = self._store.finish(
+                ticket.id, ticket.attempt, state, outcome.response,
+                now=self._clock(), error=outcome.error, keep_request=keep_request,
+            )  # fmt: skip
             _tell(f"ticket.{ended.state.value}", ticket, status=outcome.status or None, error=ended.error or None)
 
         try:
@@ -350,6 +386,11 @@ class Pool:
             if self._left.wait(delay(retry, 0.0, 0.5, base=0.1, cap=LEASE / 6)) or self._monotonic() >= until:
                 break
         return False
+
+
+def _unreadable(ticket: Ticket, error: Exception) -> Outcome:
+    _tell("ticket.unreadable", ticket, level=logging.ERROR, error=error)  # a traceback would hold the whole id
+    return Outcome(0, None, "The recorded request could not be read.")
 
 
 def _tell(name: str, ticket: Ticket, *, level: int = logging.INFO, **more: object) -> None:
