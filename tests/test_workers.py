@@ -337,6 +337,77 @@ def test_a_claim_under_way_when_the_stop_comes_is_handed_back(monkeypatch: pytes
     assert not floor.started
 
 
+def in_replay_thread() -> bool:
+    """Return whether it is a thread of a pool that asks."""
+    return threading.current_thread().name.startswith("wsgi-admission-replay")
+
+
+@pytest.mark.parametrize("step", ["request", "release"])
+def test_what_the_app_was_not_called_for_is_handed_back_although_it_must_not_run_twice(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Catches: a request that fails at a deploy, or runs after it was handed back, because it had just been claimed."""
+    did, reached, go_on = getattr(floor.store, step), threading.Event(), threading.Event()
+    claim = floor.store.claim
+
+    def slow(*args: Any, **keys: Any) -> Any:
+        if in_replay_thread():
+            reached.set()
+            assert go_on.wait(30)
+        return did(*args, **keys)
+
+    def claimed_in_the_moment_of_the_stop(*args: Any, **keys: Any) -> Ticket | None:
+        floor.pool.stop()
+        return claim(*args, **keys)
+
+    monkeypatch.setattr("wsgi_admission.workers.LAST_WORDS", 0.01)
+    monkeypatch.setattr(floor.store, step, slow)
+    if step == "release":
+        monkeypatch.setattr(floor.store, "claim", claimed_in_the_moment_of_the_stop)
+    ticket = floor.put(crash_retries=0)
+    floor.pool.start()
+    assert reached.wait(30)
+    assert floor.pool.drain(0) == 1
+    assert (floor.state(ticket), floor.store.get(ticket.id).crashes) == (State.QUEUED, 0)
+    go_on.set()
+    until(lambda: not floor.pool.runs.held())
+    assert floor.started == []
+    assert floor.state(ticket) is State.QUEUED
+
+
+@pytest.mark.parametrize("crash_retries", [0, 1])
+def test_an_answer_that_waits_for_the_store_is_offered_once_more_when_its_worker_leaves(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch, crash_retries: int
+) -> None:
+    """Catches: a finished run thrown away at a deploy, and run again or failed, though the store is back."""
+    finish, calls = floor.store.finish, []
+
+    def failing(*args: Any, **keys: Any) -> Ticket:
+        calls.append(1)
+        if len(calls) == 1:
+            raise StoreUnavailable("The disk is full.")
+        return finish(*args, **keys)
+
+    monkeypatch.setattr(floor.store, "finish", failing)
+    monkeypatch.setattr("wsgi_admission.workers.delay", lambda *_args, **_keys: 3600.0)
+    floor.go.set()
+    ticket = floor.put(crash_retries=crash_retries)
+    floor.pool.start()
+    until(lambda: calls)
+    assert floor.pool.drain(0) == 0
+    assert (floor.state(ticket), len(floor.started)) == (State.COMPLETED, 1)
+
+
+def test_what_was_handed_back_is_not_handed_back_again(floor: Floor) -> None:
+    """Catches: a second goodbye of a process, at its exit, that counts its own tickets as late or waits for its threads."""
+    ticket = floor.put(crash_retries=0)
+    floor.pool.start()
+    until(lambda: floor.started)
+    assert [floor.pool.drain(0), floor.pool.drain(0)] == [1, 0]
+    assert floor.state(ticket) is State.FAILED
+    assert floor.store.counts()["t", "image"].late == 0
+
+
 def test_draining_waits_for_what_ends_in_time(floor: Floor) -> None:
     """Catches: a drain that does not wait."""
     ticket = floor.put()

@@ -25,7 +25,7 @@ from wsgi_admission.policy.backoff import delay
 from wsgi_admission.progressing import Progress, current
 from wsgi_admission.replay import MARK, Outcome
 from wsgi_admission.replay import run as replay
-from wsgi_admission.runs import Run, Runs
+from wsgi_admission.runs import Run, Runs, Stage
 from wsgi_admission.slots import Slot, Slots
 from wsgi_admission.stores import Store
 from wsgi_admission.stores.records import Worker
@@ -39,6 +39,8 @@ LEASE = 30.0
 INTERRUPTED = "The server had to stop while it ran, and it is not run twice by itself; you can retry it."
 #: Seconds after which a store's claim has succeeded or failed, whatever happens.
 CLAIM_TIMEOUT = 5.0
+#: Seconds that the store has for what the threads of a process that leaves tell it for the last time.
+LAST_WORDS = 1.0
 #: Seconds after which an answer that the store does not take, although it leaves the lease, is given up.
 GIVE_UP = 3600.0
 #: Seconds for which a recorded request may be unreadable, while the store answers, before its ticket fails.
@@ -137,31 +139,34 @@ class Pool:
     def drain(self, timeout: float) -> int:
         """Stop, give what runs ``timeout`` seconds to end, and hand the rest back to its place in the line.
 
-        What must not run twice (no ``crash_retries``) fails instead.  What is stuck is not waited for and counts as a
-        crash: it would be stuck again.  Returns how many there were.
+        What must not run twice (no ``crash_retries``) fails instead, if the app was called.  An answer that the store has
+        not taken yet is offered once more.  What is stuck is not waited for and counts as a crash: it would be stuck
+        again.  Returns how many were handed back or stuck.
         """
         self.stop()
         # A claim that was under way when the stop came may still lease a ticket: it must not be left behind.
         self.runs.wait(timeout, CLAIM_TIMEOUT)
-        rest = self.runs.all()
+        left = self.runs.leave()
+        self._left.set()
+        self.runs.wait_for_store(LAST_WORDS)
+        rest = [run for run in left if run.stage is not Stage.OVER]
         stuck = [run for run in rest if run.stuck]
         for run in rest:
             if run not in stuck:
-                self._hand_back(run.ticket)
+                self._hand_back(run)
         if stuck:
             self._give_up()
-        self._left.set()
         # Idle threads end at once, and must not touch the store when it is closed.  One that is in the middle of a
         # run cannot be ended; what it still has to say is refused.
-        if not rest:
+        if not self.runs.all():
             for thread in self._threads:
                 thread.join(CLAIM_TIMEOUT)
         return len(rest)
 
-    def _hand_back(self, ticket: Ticket) -> None:
-        now = self._clock()
+    def _hand_back(self, run: Run) -> None:
+        ticket, now = run.ticket, self._clock()
         try:
-            if ticket.crash_retries:
+            if ticket.crash_retries or run.stage is Stage.CLAIMED:
                 self._store.release(ticket.id, ticket.attempt, now=now)
                 _tell("ticket.requeued", ticket, reason="leaving")
             else:
@@ -173,6 +178,8 @@ class Pool:
             pass  # it ended in this very moment
         except StoreError as error:
             _tell_failing("release", error, ticket)
+            return
+        run.stage = Stage.OVER
 
     def _give_up(self) -> None:
         try:
@@ -273,9 +280,10 @@ class Pool:
             if self._insist(
                 "release", ticket, lambda: self._store.release(ticket.id, ticket.attempt, now=self._clock())
             ):
+                run.stage = Stage.OVER
                 _tell("ticket.requeued", ticket, reason=reason)
         except LeaseLost:
-            pass  # it is back already
+            run.stage = Stage.OVER  # it is back already
         finally:
             self.runs.end(run)
 
@@ -286,25 +294,22 @@ class Pool:
         ticket = run.ticket
         _tell("ticket.started", ticket)
         try:
-            outcome = self._outcome(run)
+            request = self._store.request(ticket.id)
         except StoreUnavailable as error:
-            # The app was not called.
             _tell_failing("request", error, ticket)
             run.slot.release()
             self._wait_for_request(run)
             return
-        self._end(run, outcome)
-
-    def _outcome(self, run: Run) -> Outcome:
-        ticket = run.ticket
-        try:
-            request = self._store.request(ticket.id)
-        except StoreUnavailable:
-            raise
         except (StoreError, UnknownTicket, OSError) as error:
-            return _unreadable(ticket, error)
+            self._end(run, _unreadable(ticket, error))
+            return
+        if not self.runs.call(run):
+            request.body.close()
+            self._return(run, "leaving")
+            return
         with current(run.progress):
-            return replay(self._app, request, extras={MARK: ticket, **run.progress.environ})
+            outcome = replay(self._app, request, extras={MARK: ticket, **run.progress.environ})
+        self._end(run, outcome)
 
     def _wait_for_request(self, run: Run) -> None:
         """Give a ticket back once its request can be read; end it if nothing else fails for `UNREADABLE` seconds.
@@ -340,14 +345,15 @@ class Pool:
         try:
             self.runs.answered(run)
             run.progress.flush()  # how far it came stays to be seen when it failed
-            self._finish(run.ticket, outcome, keep_request=keep_request)
+            self._finish(run, outcome, keep_request=keep_request)
         finally:
             if outcome.response is not None:
                 outcome.response.body.close()
             self.runs.end(run)
 
-    def _finish(self, ticket: Ticket, outcome: Outcome, *, keep_request: bool) -> None:
+    def _finish(self, run: Run, outcome: Outcome, *, keep_request: bool) -> None:
         """Keep the answer, which needs no slot any more."""
+        ticket = run.ticket
         state = State.COMPLETED if 0 < outcome.status < 500 else State.FAILED
 
         def finish() -> None:
@@ -360,21 +366,25 @@ class Pool:
             _tell(f"ticket.{ended.state.value}", ticket, status=outcome.status or None, error=ended.error or None)
 
         try:
-            if not self._insist("finish", ticket, finish):
+            if self._insist("finish", ticket, finish):
+                run.stage = Stage.OVER
+            else:
                 _tell("ticket.unkept", ticket, level=logging.ERROR)
         except LeaseLost:
+            run.stage = Stage.OVER
             _tell("ticket.late", ticket, level=logging.WARNING)
 
     def _insist(self, name: str, ticket: Ticket, step: Callable[[], None]) -> bool:
         """Do a step of the store, again and again while it fails; return whether it was done.
 
-        The housekeeper renews the lease meanwhile.  It is given up when this process has left, and after `GIVE_UP`
-        seconds.
+        The housekeeper renews the lease meanwhile.  It is given up after `GIVE_UP` seconds, and tried for the last time
+        when this process leaves.
 
         :raises LeaseLost: when somebody else has the ticket.
         """
         until = self._monotonic() + GIVE_UP
         for retry in count():
+            last = self._left.is_set() or self._monotonic() >= until
             try:
                 step()
             except LeaseLost:
@@ -383,8 +393,9 @@ class Pool:
                 _tell_failing(name, error, ticket)
             else:
                 return True
-            if self._left.wait(delay(retry, 0.0, 0.5, base=0.1, cap=LEASE / 6)) or self._monotonic() >= until:
+            if last:
                 break
+            self._left.wait(delay(retry, 0.0, 0.5, base=0.1, cap=LEASE / 6))
         return False
 
 
