@@ -89,7 +89,7 @@ def test_leases_that_ran_out_while_nobody_could_renew_say_nothing(monkeypatch: p
     """Catches: whoever is first after the store was away takes what the others run for lost."""
     now = 1000.0
     expired: list[float] = []
-    monkeypatch.setattr("wsgi_admission.process.time", SimpleNamespace(time=time.time, monotonic=lambda: now))
+    monkeypatch.setattr("wsgi_admission.host.clock", lambda: now)
     site = Site()
     process = site.middleware.process()
     process.housekeeper.stop()
@@ -131,11 +131,43 @@ def test_leases_that_ran_out_while_nobody_could_renew_say_nothing(monkeypatch: p
     site.middleware.close()
 
 
+def test_leases_that_ran_out_while_the_host_slept_say_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Catches: a laptop that wakes, where whoever is first takes what the others run for lost."""
+    now, slept = 1000.0, 0.0
+    monkeypatch.setattr("wsgi_admission.host.clock", lambda: now)
+    awake = SimpleNamespace(time=time.time, monotonic=lambda: now - slept)
+    monkeypatch.setattr("wsgi_admission.process.time", awake)
+    url = f"sqlite:///{tmp_path / 'admission.db'}"
+    config = Config(store=StoreOptions(url=url), routes=ROUTES)
+    first = start_process(lambda *_args: [], config, Resolver(["donor"]), replays=False)
+    first.housekeeper.stop()
+    with closing(first), closing(SQLiteStore(tmp_path / "admission.db", clock=lambda: now)) as second:
+        monkeypatch.setattr(first.store, "_clock", lambda: now)
+        ticket_id = second.put(ticket(route="image", crash_retries=0), recording(), now=0).id
+        for _ in range(13):  # until it knows that everybody renews
+            first.leases()
+            now += 1
+        assert second.claim("second", now=0, lease=30, routes={"image"}) is not None
+        now, slept = now + 60, 60.0
+        first.leases()
+        assert second.get(ticket_id).state is State.PROCESSING
+        assert second.renew([(ticket_id, 1)], lease=30)
+        for _ in range(13):
+            first.leases()
+            now += 1
+        assert (second.get(ticket_id).state, second.get(ticket_id).attempt) == (State.PROCESSING, 1)
+        now += 20
+        for _ in range(13):
+            first.leases()
+            now += 1
+        assert second.get(ticket_id).state is State.FAILED, "now it is lost"
+
+
 def test_a_process_that_has_just_started_takes_nobodys_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches: a process that starts when the store is back, and at its first look takes what others run for lost."""
     now = 1000.0
     expired: list[float] = []
-    monkeypatch.setattr("wsgi_admission.process.time", SimpleNamespace(time=time.time, monotonic=lambda: now))
+    monkeypatch.setattr("wsgi_admission.host.clock", lambda: now)
     monkeypatch.setattr(MemoryStore, "requeue_expired", lambda _self, **_keys: expired.append(now))
     config = Config(store=StoreOptions(url="memory://"), routes=ROUTES)
     process = start_process(lambda *_args: [], config, Resolver(["donor"]), replays=True)

@@ -399,7 +399,7 @@ def test_an_answer_that_waits_for_the_store_is_offered_once_more_when_its_worker
 
 
 def test_what_was_handed_back_is_not_handed_back_again(floor: Floor) -> None:
-    """Catches: a second goodbye of a process, at its exit, that counts its own tickets as late or waits for its threads."""
+    """Catches: a second goodbye of a process, at its exit, that counts as late what it said at the first."""
     ticket = floor.put(crash_retries=0)
     floor.pool.start()
     until(lambda: floor.started)

@@ -91,7 +91,7 @@ class Process:
         before anything is taken for lost.  A process that has just started cannot know whether it was so.
         """
         self.pool.renew()
-        now = time.monotonic()
+        now = host.clock()  # by which leases are measured: it goes on while the host sleeps
         if now - self.renewed > GAP:
             self.trusts_leases_from = now + GRACE
         self.renewed = now

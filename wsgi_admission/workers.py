@@ -139,9 +139,9 @@ class Pool:
     def drain(self, timeout: float) -> int:
         """Stop, give what runs ``timeout`` seconds to end, and hand the rest back to its place in the line.
 
-        What must not run twice (no ``crash_retries``) fails instead, if the app was called.  An answer that the store has
-        not taken yet is offered once more.  What is stuck is not waited for and counts as a crash: it would be stuck
-        again.  Returns how many were handed back or stuck.
+        What must not run twice (no ``crash_retries``) fails instead, if the app was called.  An answer that the store
+        has not taken yet is offered once more.  What is stuck is not waited for and counts as a crash: it would be
+        stuck again.  Returns how many were handed back or stuck.
         """
         self.stop()
         # A claim that was under way when the stop came may still lease a ticket: it must not be left behind.
