@@ -56,6 +56,7 @@ class Pool:
     :param app: the wrapped application.
     :param worker: how this process reports itself; ``worker.threads`` threads are started.
     :param memory_short: asked before each claim; while it is true a replay begins only while no slot is taken.
+    :param expire: called before a claim; cancels what must not be started any more.
     :param max_runtime: route -> seconds after which a run of it is stuck, for the routes that have a limit.
     :param clock: returns seconds since the epoch.
     :param monotonic: returns seconds of a clock that does not jump.
@@ -69,6 +70,7 @@ class Pool:
         worker: Worker,
         *,
         memory_short: Callable[[], bool] = lambda: False,
+        expire: Callable[[], None] = lambda: None,
         max_runtime: Mapping[str, float] | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -79,6 +81,7 @@ class Pool:
         self._store = store
         self._slots = slots
         self._memory_short = memory_short
+        self._expire = expire
         self._clock = clock
         self._monotonic = monotonic
         self._changed = threading.Condition()
@@ -222,6 +225,7 @@ class Pool:
         waiting = {route for (_, route), tally in self._store.counts().items() if tally.queued}
         if not self._free(waiting) or self._store.paused():
             return False
+        self._expire()
         slot = self._take()
         if slot is None:
             return False

@@ -290,7 +290,7 @@ class RedisStore(Store):
         }
 
     def close(self) -> None:
-        """Settle what is in doubt while somebody still knows it; close the connections, let the listening thread end."""
+        """Settle what is in doubt while somebody knows it; close the connections, and let the listening thread end."""
         until = time.monotonic() + SETTLING
         while self._doubts.names() and time.monotonic() < until:
             try:
