@@ -167,9 +167,7 @@ class Runs:
     def wait_for_store(self, timeout: float) -> None:
         """Wait for the end of what is not the app's to end."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: all(run.stage in {Stage.CALLED, Stage.OVER} for run in self._runs), timeout
-            )
+            self._changed.wait_for(lambda: all(run.stage in {Stage.CALLED, Stage.OVER} for run in self._runs), timeout)
 
     def wait(self, timeout: float, claim_timeout: float) -> None:
         """Wait for the end of what is not stuck, and then at most ``claim_timeout`` for that of the claims."""
