@@ -19,7 +19,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("sections", "progressing"),
     ("config", "stores.*", "runs"),
     ("operators",),
-    ("workers", "burying", "chores", "web.*", "running", "passing", "slotfile"),
+    ("workers", "burying", "chores", "deadlines", "web.*", "running", "passing", "slotfile"),
     ("process", "arrivals"),
     ("middleware",),
     (

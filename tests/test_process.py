@@ -23,7 +23,7 @@ import pytest
 from tests.store_model import recording, ticket
 from tests.support import ROOT, ini, until
 from tests.test_middleware import Site
-from tests.wsgi import environ
+from tests.wsgi import environ, record
 from wsgi_admission import AdmissionMiddleware, Config, StoreError, StoreUnavailable
 from wsgi_admission.config import Admission, Route, StoreOptions
 from wsgi_admission.load import Load
@@ -89,7 +89,7 @@ def test_leases_that_ran_out_while_nobody_could_renew_say_nothing(monkeypatch: p
     """Catches: whoever is first after the store was away takes what the others run for lost."""
     now = 1000.0
     expired: list[float] = []
-    monkeypatch.setattr("wsgi_admission.process.time", SimpleNamespace(time=time.time, monotonic=lambda: now))
+    monkeypatch.setattr("wsgi_admission.host.clock", lambda: now)
     site = Site()
     process = site.middleware.process()
     process.housekeeper.stop()
@@ -131,11 +131,43 @@ def test_leases_that_ran_out_while_nobody_could_renew_say_nothing(monkeypatch: p
     site.middleware.close()
 
 
+def test_leases_that_ran_out_while_the_host_slept_say_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Catches: a laptop that wakes, where whoever is first takes what the others run for lost."""
+    now, slept = 1000.0, 0.0
+    monkeypatch.setattr("wsgi_admission.host.clock", lambda: now)
+    awake = SimpleNamespace(time=time.time, monotonic=lambda: now - slept)
+    monkeypatch.setattr("wsgi_admission.process.time", awake)
+    url = f"sqlite:///{tmp_path / 'admission.db'}"
+    config = Config(store=StoreOptions(url=url), routes=ROUTES)
+    first = start_process(lambda *_args: [], config, Resolver(["donor"]), replays=False)
+    first.housekeeper.stop()
+    with closing(first), closing(SQLiteStore(tmp_path / "admission.db", clock=lambda: now)) as second:
+        monkeypatch.setattr(first.store, "_clock", lambda: now)
+        ticket_id = second.put(ticket(route="image", crash_retries=0), recording(), now=0).id
+        for _ in range(13):  # until it knows that everybody renews
+            first.leases()
+            now += 1
+        assert second.claim("second", now=0, lease=30, routes={"image"}) is not None
+        now, slept = now + 60, 60.0
+        first.leases()
+        assert second.get(ticket_id).state is State.PROCESSING
+        assert second.renew([(ticket_id, 1)], lease=30)
+        for _ in range(13):
+            first.leases()
+            now += 1
+        assert (second.get(ticket_id).state, second.get(ticket_id).attempt) == (State.PROCESSING, 1)
+        now += 20
+        for _ in range(13):
+            first.leases()
+            now += 1
+        assert second.get(ticket_id).state is State.FAILED, "now it is lost"
+
+
 def test_a_process_that_has_just_started_takes_nobodys_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches: a process that starts when the store is back, and at its first look takes what others run for lost."""
     now = 1000.0
     expired: list[float] = []
-    monkeypatch.setattr("wsgi_admission.process.time", SimpleNamespace(time=time.time, monotonic=lambda: now))
+    monkeypatch.setattr("wsgi_admission.host.clock", lambda: now)
     monkeypatch.setattr(MemoryStore, "requeue_expired", lambda _self, **_keys: expired.append(now))
     config = Config(store=StoreOptions(url="memory://"), routes=ROUTES)
     process = start_process(lambda *_args: [], config, Resolver(["donor"]), replays=True)
@@ -447,11 +479,40 @@ def test_a_request_that_waited_longer_than_its_route_allows_is_cancelled_with_th
     assert "error_message" not in status(patient)
 
 
+def test_what_is_overdue_when_a_process_starts_is_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Catches: a server that was down for an hour and then works for people who have gone, before the others."""
+    monkeypatch.setattr("wsgi_admission.process.Housekeeper.start", lambda _self: None)
+    config = sqlite_config(tmp_path / "admission.db")
+    config = replace(config, routes=(replace(ROUTES[0], max_wait=600.0),))
+    ran: list[str] = []
+
+    def app(env: dict[str, Any], start_response: Any) -> list[bytes]:
+        ran.append(env["PATH_INFO"])
+        start_response("200 OK", [])
+        return [b""]
+
+    with closing(open_store(config.store.url)) as store:
+        now = time.time()
+        overdue = [store.put(ticket(route="image", created_at=now - 3600), recording(), now=now) for _ in range(3)]
+        request = record(environ("/image", "POST"), max_body=100)
+        fresh = store.put(ticket(route="image", created_at=now), request, now=now)
+        process = start_process(app, config, Resolver(["donor"]), replays=True)
+        try:
+            until(lambda: store.get(fresh.id).state.final, "the run of the one that is in time")
+        finally:
+            process.close()
+        ends = [store.get(one.id) for one in overdue]
+        assert {(end.state, end.attempt, end.error) for end in ends} == {
+            (State.CANCELLED, 0, "It could not be started within 10 minutes. Please try again later.")
+        }
+        assert ran == ["/image"]
+
+
 def test_what_expires_in_several_goes_does_not_wait_for_the_next_look(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Catches: a crowd that waited too long, and is told so one part in a second."""
-    for module in ("process", "stores.sqlite"):
+    for module in ("deadlines", "stores.sqlite"):
         monkeypatch.setattr(f"wsgi_admission.{module}.AT_ONCE", 1)
     monkeypatch.setattr("wsgi_admission.stores.pruning.BATCH", 1)
     monkeypatch.setattr("wsgi_admission.process.TIDY_INTERVAL", 3600.0)

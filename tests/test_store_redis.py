@@ -72,8 +72,9 @@ def server(folder: Path, kind: str) -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def store(server: RedisServer) -> Iterator[RedisStore]:
-    """A line in it."""
+def store(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisStore]:
+    """A line in it, of a process that does not wait for a dead server when it leaves."""
+    monkeypatch.setattr(module, "SETTLING", 0.0)
     with closing(RedisStore(server.url)) as opened:
         yield opened
 
@@ -253,6 +254,33 @@ def test_what_had_no_answer_is_settled_however_long_the_server_hung(
         store.maintain(now=1)
         assert store.get(run.id) == replace(run, attempt=1)
         assert store.get(new.id).state is State.CANCELLED
+
+
+def test_a_process_that_leaves_settles_what_is_in_doubt(server: RedisServer) -> None:
+    """Catches: a claim whose answer was late, that counts as a crash because the only one who knows of it has left."""
+    store = RedisStore(server.url)
+    store.claim("worker", now=0, lease=30, routes=ROUTES)  # now the server knows the script
+    new = store.put(ticket(crash_retries=0), recording(), now=0)
+    leaving = threading.Thread(target=store.close)
+    with server.paused():
+        unavailable(lambda: claim(store))
+        leaving.start()
+    leaving.join(30)
+    with closing(RedisStore(server.url)) as other:
+        until(lambda: other.get(new.id).attempt == 1, "the claim, done late", patience=5)
+        assert other.get(new.id) == replace(new, attempt=1)
+
+
+def test_a_process_does_not_stay_for_a_server_that_is_gone(server: RedisServer) -> None:
+    """Catches: a deploy that takes for ever because a claim was in doubt when the server ended."""
+    store = RedisStore(server.url)
+    put(store)
+    server.kill()
+    unavailable(lambda: claim(store))
+    begin = time.monotonic()
+    store.close()
+    store.close()
+    assert time.monotonic() - begin < 2 * (module.SETTLING + LONGEST)
 
 
 @pytest.mark.parametrize("cancelled", [False, True])

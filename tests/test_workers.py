@@ -6,7 +6,8 @@ import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +20,9 @@ from wsgi_admission.slots import TURN_PATIENCE, LocalSlots, Slot
 from wsgi_admission.stores import Store
 from wsgi_admission.stores.memory import MemoryStore
 from wsgi_admission.stores.records import Worker
+from wsgi_admission.stores.sqlite import SQLiteStore
 from wsgi_admission.ticket import State, Ticket
-from wsgi_admission.workers import GIVE_UP, INTERRUPTED, Pool
+from wsgi_admission.workers import GIVE_UP, INTERRUPTED, UNREADABLE, Pool
 
 App = Callable[..., Iterable[bytes]]
 
@@ -36,9 +38,10 @@ class Floor:
         limits: dict[str, int] | None = None,
         max_runtime: dict[str, float] | None = None,
         app: App | None = None,
+        store: Store | None = None,
     ) -> None:
         self.seconds = 100.0
-        self.store: Store = MemoryStore(clock=lambda: self.seconds)
+        self.store: Store = store or MemoryStore(clock=lambda: self.seconds)
         self.slots = LocalSlots(slots, limits or {})
         self.go = threading.Event()
         self.short = False
@@ -63,13 +66,13 @@ class Floor:
         start_response("200 OK", [])
         return [env["QUERY_STRING"].encode()]
 
-    def put(self, query: str = "", route: str = "image", crash_retries: int = 1) -> Ticket:
+    def put(self, query: str = "", route: str = "image", crash_retries: int = 1, body: bytes = b"body") -> Ticket:
         """Queue a request."""
         ticket = Ticket(
             id=str(uuid.uuid4()), route=route, tier="t", tier_rank=0, client="c", owner="", cost=1.0,
             crash_retries=crash_retries, created_at=0.0,
         )  # fmt: skip
-        request = record(environ(f"/image?{query}", "POST", b"body"), max_body=100)
+        request = record(environ(f"/image?{query}", "POST", body), max_body=1 << 20)
         with request.body:
             return self.store.put(ticket, request, now=0.0)
 
@@ -334,6 +337,77 @@ def test_a_claim_under_way_when_the_stop_comes_is_handed_back(monkeypatch: pytes
     assert not floor.started
 
 
+def in_replay_thread() -> bool:
+    """Return whether it is a thread of a pool that asks."""
+    return threading.current_thread().name.startswith("wsgi-admission-replay")
+
+
+@pytest.mark.parametrize("step", ["request", "release"])
+def test_what_the_app_was_not_called_for_is_handed_back_although_it_must_not_run_twice(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Catches: a request that fails at a deploy, or runs after it was handed back, because it had just been claimed."""
+    did, reached, go_on = getattr(floor.store, step), threading.Event(), threading.Event()
+    claim = floor.store.claim
+
+    def slow(*args: Any, **keys: Any) -> Any:
+        if in_replay_thread():
+            reached.set()
+            assert go_on.wait(30)
+        return did(*args, **keys)
+
+    def claimed_in_the_moment_of_the_stop(*args: Any, **keys: Any) -> Ticket | None:
+        floor.pool.stop()
+        return claim(*args, **keys)
+
+    monkeypatch.setattr("wsgi_admission.workers.LAST_WORDS", 0.01)
+    monkeypatch.setattr(floor.store, step, slow)
+    if step == "release":
+        monkeypatch.setattr(floor.store, "claim", claimed_in_the_moment_of_the_stop)
+    ticket = floor.put(crash_retries=0)
+    floor.pool.start()
+    assert reached.wait(30)
+    assert floor.pool.drain(0) == 1
+    assert (floor.state(ticket), floor.store.get(ticket.id).crashes) == (State.QUEUED, 0)
+    go_on.set()
+    until(lambda: not floor.pool.runs.held())
+    assert floor.started == []
+    assert floor.state(ticket) is State.QUEUED
+
+
+@pytest.mark.parametrize("crash_retries", [0, 1])
+def test_an_answer_that_waits_for_the_store_is_offered_once_more_when_its_worker_leaves(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch, crash_retries: int
+) -> None:
+    """Catches: a finished run thrown away at a deploy, and run again or failed, though the store is back."""
+    finish, calls = floor.store.finish, []
+
+    def failing(*args: Any, **keys: Any) -> Ticket:
+        calls.append(1)
+        if len(calls) == 1:
+            raise StoreUnavailable("The disk is full.")
+        return finish(*args, **keys)
+
+    monkeypatch.setattr(floor.store, "finish", failing)
+    monkeypatch.setattr("wsgi_admission.workers.delay", lambda *_args, **_keys: 3600.0)
+    floor.go.set()
+    ticket = floor.put(crash_retries=crash_retries)
+    floor.pool.start()
+    until(lambda: calls)
+    assert floor.pool.drain(0) == 0
+    assert (floor.state(ticket), len(floor.started)) == (State.COMPLETED, 1)
+
+
+def test_what_was_handed_back_is_not_handed_back_again(floor: Floor) -> None:
+    """Catches: a second goodbye of a process, at its exit, that counts as late what it said at the first."""
+    ticket = floor.put(crash_retries=0)
+    floor.pool.start()
+    until(lambda: floor.started)
+    assert [floor.pool.drain(0), floor.pool.drain(0)] == [1, 0]
+    assert floor.state(ticket) is State.FAILED
+    assert floor.store.counts()["t", "image"].late == 0
+
+
 def test_draining_waits_for_what_ends_in_time(floor: Floor) -> None:
     """Catches: a drain that does not wait."""
     ticket = floor.put()
@@ -484,8 +558,11 @@ def test_a_store_that_fails_is_told_once_and_once_that_it_is_back(
     assert caplog.messages == ["store.failing step=claim error=gone", "store.back step=claim"]
 
 
-def test_a_request_that_cannot_be_read_just_now_is_no_crash(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches: a ticket that must not run twice, failed although the app was never called."""
+def test_a_request_that_cannot_be_read_just_now_is_no_crash(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches: a ticket that must not run twice, failed although the app was never called; its return told twice."""
+    caplog.set_level(logging.INFO)
     read, failures = floor.store.request, [StoreUnavailable("busy")]
 
     def failing(ticket_id: str) -> Recording:
@@ -500,35 +577,156 @@ def test_a_request_that_cannot_be_read_just_now_is_no_crash(floor: Floor, monkey
     until(lambda: floor.state(ticket) is State.COMPLETED)
     assert floor.store.get(ticket.id).crashes == 0
     assert len(floor.started) == 1
+    assert caplog.text.count("ticket.requeued ") == 1
 
 
-def test_what_can_be_neither_read_nor_given_back_stays_leased(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> None:
+class Unreadable:
+    """Keeps the request of one ticket from being read; counts the tries, and notes which retry each rest was for."""
+
+    def __init__(self, floor: Floor, ticket: Ticket, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tries = 0
+        self.rests: list[int] = []
+        self.mended = False
+        self._ticket = ticket
+        self._read = floor.store.request
+        monkeypatch.setattr(floor.store, "request", self._request)
+        monkeypatch.setattr("wsgi_admission.workers.delay", self._delay)
+
+    def _request(self, ticket_id: str) -> Recording:
+        if ticket_id == self._ticket.id and not self.mended:
+            self.tries += 1
+            raise StoreUnavailable("an error of the disk")
+        return self._read(ticket_id)
+
+    def _delay(self, retry: int, *_args: float, **_keys: float) -> float:
+        self.rests.append(retry)
+        return 0.001
+
+    def tried(self) -> None:
+        """Wait for a few tries more."""
+        enough = self.tries + 3
+        until(lambda: self.tries >= enough, "more tries")
+
+
+def test_a_request_that_can_never_be_read_holds_up_nobody_and_fails_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Catches: a bad block under one request that keeps a slot, a thread and the log busy for ever."""
+    floor = Floor(threads=2, slots=1)
+    floor.go.set()
+    bad, good = floor.put("bad"), floor.put("good")
+    unreadable = Unreadable(floor, bad, monkeypatch)
+    floor.pool.start()
+    until(lambda: floor.state(good) is State.COMPLETED)
+    unreadable.tried()
+    assert (floor.state(bad), floor.store.get(bad.id).attempt) == (State.PROCESSING, 1)
+    assert unreadable.rests == list(range(len(unreadable.rests))), "each is longer than the one before"
+    floor.seconds += UNREADABLE
+    until(lambda: floor.state(bad).final)
+    ended = floor.store.get(bad.id)
+    assert (ended.state, ended.error, ended.retryable) == (
+        State.FAILED,
+        "The recorded request could not be read.",
+        True,
+    )
+    floor.pool.drain(30)
+    assert floor.started == ["good"]
+
+
+def test_a_request_fails_for_no_time_in_which_all_of_the_store_was_away(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: every ticket that was just claimed, failed by a store that is away for a minute."""
+    renew, away = floor.store.renew, threading.Event()
+    refused: list[float] = []
+
+    def failing(*args: Any, **keys: Any) -> set[tuple[str, int]]:
+        if away.is_set():
+            refused.append(floor.seconds)
+            raise StoreUnavailable("away")
+        return renew(*args, **keys)
+
+    monkeypatch.setattr(floor.store, "renew", failing)
+    floor.go.set()
+    ticket = floor.put()
+    unreadable = Unreadable(floor, ticket, monkeypatch)
+    floor.pool.start()
+    unreadable.tried()
+    away.set()
+    until(lambda: len(refused) > 1)
+    floor.seconds += 100 * UNREADABLE
+    away.clear()
+    unreadable.tried()
+    assert floor.state(ticket) is State.PROCESSING
+    unreadable.mended = True
+    until(lambda: floor.state(ticket) is State.COMPLETED)
+
+
+def test_a_body_whose_file_cannot_be_opened_stops_no_line(tmp_path: Path) -> None:
+    """Catches: a file of SQLite's that somebody made unreadable, taken for one that will be there in a moment."""
+    with closing(SQLiteStore(tmp_path / "admission.db")) as store:
+        floor = Floor(threads=1, store=store)
+        floor.go.set()
+        bad, good = floor.put("bad", body=bytes(300_000)), floor.put("good")
+        (file,) = (tmp_path / "admission.db.bodies").iterdir()
+        file.unlink()
+        file.mkdir()
+        floor.pool.start()
+
+        def failed() -> bool:
+            floor.seconds += UNREADABLE
+            return floor.state(bad) is State.FAILED
+
+        until(failed)
+        until(lambda: floor.state(good) is State.COMPLETED)
+        floor.pool.drain(30)
+
+
+def test_what_cannot_be_given_back_stays_leased(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches: a ticket that nobody renews while the store is away, and that counts as crashed when it is back."""
-    read, release, away = floor.store.request, floor.store.release, threading.Event()
+    release, away = floor.store.release, threading.Event()
     tried: list[str] = []
     away.set()
 
-    def failing(step: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **keys: Any) -> Any:
-            if away.is_set():
-                tried.append(step.__name__)
-                raise StoreUnavailable("away")
-            return step(*args, **keys)
+    def failing(*args: Any, **keys: Any) -> None:
+        if away.is_set():
+            tried.append("release")
+            raise StoreUnavailable("away")
+        release(*args, **keys)
 
-        return call
-
-    monkeypatch.setattr(floor.store, "request", failing(read))
-    monkeypatch.setattr(floor.store, "release", failing(release))
-    monkeypatch.setattr("wsgi_admission.workers.delay", lambda *_args, **_keys: 0.001)
+    monkeypatch.setattr(floor.store, "release", failing)
     floor.go.set()
     ticket = floor.put(crash_retries=0)
+    unreadable = Unreadable(floor, ticket, monkeypatch)
     floor.pool.start()
-    until(lambda: tried.count("release") > 2)
+    unreadable.tried()
+    unreadable.mended = True
+    until(lambda: len(tried) > 2)
     assert [held[0] for held in floor.pool.runs.held()] == [ticket.id]
     away.clear()
     until(lambda: floor.state(ticket) is State.COMPLETED)
     assert floor.store.get(ticket.id).crashes == 0
     assert len(floor.started) == 1
+
+
+def test_what_was_not_given_back_is_not_said_to_be(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches: a log that calls a ticket requeued that is still leased to a process which has left."""
+    caplog.set_level(logging.INFO)
+
+    def failing(*_args: Any, **_keys: Any) -> None:
+        raise StoreUnavailable("away")
+
+    ticket = floor.put()
+    unreadable = Unreadable(floor, ticket, monkeypatch)
+    monkeypatch.setattr(floor.store, "release", failing)
+    floor.pool.start()
+    unreadable.tried()
+    floor.pool.drain(0)
+    until(lambda: not floor.pool.runs.held())
+    assert floor.state(ticket) is State.PROCESSING
+    assert "ticket.requeued" not in caplog.text
 
 
 def failing_finish(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ticket]:

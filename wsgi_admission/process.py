@@ -15,6 +15,7 @@ from wsgi_admission import host, logs
 from wsgi_admission.burying import bury_dead
 from wsgi_admission.chores import AGAIN, Chore, Housekeeper
 from wsgi_admission.config import Config
+from wsgi_admission.deadlines import Deadlines
 from wsgi_admission.errors import StoreError
 from wsgi_admission.load import Load, LoadMeter
 from wsgi_admission.logs import event
@@ -48,6 +49,10 @@ GAP, GRACE = 5.0, 10.0
 
 def _max_runtime(config: Config) -> dict[str, float]:
     return {route.name: route.max_runtime for route in config.routes if route.max_runtime is not None}
+
+
+def _max_wait(config: Config) -> dict[str, float]:
+    return {route.name: route.max_wait for route in config.routes if route.max_wait is not None}
 
 
 @dataclass
@@ -91,7 +96,7 @@ class Process:
         before anything is taken for lost.  A process that has just started cannot know whether it was so.
         """
         self.pool.renew()
-        now = time.monotonic()
+        now = host.clock()  # by which leases are measured: it goes on while the host sleeps
         if now - self.renewed > GAP:
             self.trusts_leases_from = now + GRACE
         self.renewed = now
@@ -192,8 +197,17 @@ def start_process(
         slots=admission.max_concurrent,
         born=host.born(pid) or 0.0,
     )
-    # Memory above its threshold holds replays back, but the line moves: one still runs.
-    pool = Pool(app, store, slots, worker, memory_short=lambda: load().memory_above, max_runtime=_max_runtime(config))
+    deadlines = Deadlines(store, _max_wait(config), reason=messages.expired)
+    pool = Pool(
+        app,
+        store,
+        slots,
+        worker,
+        # Memory above its threshold holds replays back, but the line moves: one still runs.
+        memory_short=lambda: load().memory_above,
+        max_runtime=_max_runtime(config),
+        expire=deadlines.before_claim,
+    )
     passing = Passing()
     ranks = {tier.name: rank for rank, tier in enumerate(config.tiers.order)}
     process = Process(
@@ -207,7 +221,7 @@ def start_process(
         load=load,
         alone=config.store.url == "memory://",
     )
-    process.housekeeper = Housekeeper(_quick_chores(process, meter), _long_chores(process, config))
+    process.housekeeper = Housekeeper(_quick_chores(process, meter), _long_chores(process, config, deadlines))
     if replays:
         process.replay()
     process.housekeeper.start()
@@ -226,18 +240,9 @@ def _quick_chores(process: Process, meter: LoadMeter) -> list[Chore]:
     ]
 
 
-def _long_chores(process: Process, config: Config) -> list[Chore]:
+def _long_chores(process: Process, config: Config, deadlines: Deadlines) -> list[Chore]:
     """Return what may take long where the store is large, or there is much to do; leases are renewed meanwhile."""
     store, admission = process.store, config.admission
-    deadlines = {route.name: route.max_wait for route in config.routes if route.max_wait is not None}
-
-    def expire() -> object:
-        now, more = time.time(), False
-        for route, seconds in deadlines.items():
-            if expired := store.expire(route, before=now - seconds, now=now, reason=messages.expired(seconds)):
-                event(log, "ticket.expired", route=route, count=expired)
-                more = more or expired >= AT_ONCE
-        return AGAIN if more else None
 
     def prune() -> object:
         now = time.time()
@@ -245,7 +250,7 @@ def _long_chores(process: Process, config: Config) -> list[Chore]:
         return AGAIN if removed >= AT_ONCE else None
 
     return [
-        Chore(TIDY_INTERVAL, expire),
+        Chore(TIDY_INTERVAL, lambda: AGAIN if deadlines.expire() else None),
         Chore(TIDY_INTERVAL, lambda: process.passing.flush(store)),
         Chore(TIDY_INTERVAL, lambda: store.maintain(now=time.time())),
         Chore(admission.cleanup_interval, prune),

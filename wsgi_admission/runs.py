@@ -6,6 +6,7 @@ its answer still counts; but its slot is given back, so that the line moves on, 
 
 from __future__ import annotations
 
+import enum
 import logging
 import math
 import threading
@@ -22,21 +23,32 @@ from wsgi_admission.ticket import Ticket
 log = logging.getLogger("wsgi_admission.workers")
 
 
+class Stage(enum.Enum):
+    """How far a run is."""
+
+    CLAIMED = enum.auto()  # the app has not been called
+    CALLED = enum.auto()  # the app runs it
+    ANSWERED = enum.auto()  # the app has returned, and the store has not taken note yet
+    OVER = enum.auto()  # the store knows how it ended, or that it is back in the line
+
+
 @dataclass(eq=False)
 class Run:
     """A ticket that is being run.  Times are in seconds of a clock that does not jump.
 
     :param slot: what it holds until the app has returned, or it is stuck.
-    :param limit: from when on it is stuck.
     :param progress: what the app says of it.
+    :param begun: when the app was called.
+    :param limit: from when on it is stuck.
     """
 
     ticket: Ticket
     slot: Slot
-    begun: float
-    limit: float
     progress: Progress
+    begun: float = math.inf
+    limit: float = math.inf
     stuck: bool = False
+    stage: Stage = Stage.CLAIMED
 
 
 class Runs:
@@ -55,6 +67,7 @@ class Runs:
         self._changed = threading.Condition()
         self._runs: list[Run] = []
         self._claiming = 0
+        self._leaving = False
         self._told = False
 
     @contextmanager
@@ -71,16 +84,27 @@ class Runs:
 
     def begin(self, ticket: Ticket, slot: Slot, progress: Progress) -> Run:
         """Add a run; it must be ended by `end`."""
-        now = self._clock()
-        run = Run(ticket, slot, now, now + self._max_runtime.get(ticket.route, math.inf), progress)
+        run = Run(ticket, slot, progress)
         with self._changed:
             self._runs.append(run)
         return run
+
+    def call(self, run: Run) -> bool:
+        """Note that the app is about to be called; return False if it must not be, as this process has left."""
+        now = self._clock()
+        with self._changed:
+            if self._leaving:
+                return False
+            run.stage = Stage.CALLED
+            run.begun, run.limit = now, now + self._max_runtime.get(run.ticket.route, math.inf)
+            return True
 
     def answered(self, run: Run) -> None:
         """Note that the app has returned: its slot is free, and from now on only the store can be slow."""
         with self._changed:
             run.limit, run.stuck = math.inf, False
+            if run.stage is not Stage.OVER:
+                run.stage = Stage.ANSWERED
         run.slot.release()
 
     def end(self, run: Run) -> None:
@@ -133,6 +157,17 @@ class Runs:
             event(log, "process.stuck", level=logging.ERROR, stuck=self.stuck, threads=self._threads)
         self._told = self.mostly_stuck
         return bool(found)
+
+    def leave(self) -> list[Run]:
+        """Let the app be called no more; return what is not over."""
+        with self._changed:
+            self._leaving = True
+            return [run for run in self._runs if run.stage is not Stage.OVER]
+
+    def wait_for_store(self, timeout: float) -> None:
+        """Wait for the end of what is not the app's to end."""
+        with self._changed:
+            self._changed.wait_for(lambda: all(run.stage in {Stage.CALLED, Stage.OVER} for run in self._runs), timeout)
 
     def wait(self, timeout: float, claim_timeout: float) -> None:
         """Wait for the end of what is not stuck, and then at most ``claim_timeout`` for that of the claims."""

@@ -25,7 +25,7 @@ from wsgi_admission.policy.backoff import delay
 from wsgi_admission.progressing import Progress, current
 from wsgi_admission.replay import MARK, Outcome
 from wsgi_admission.replay import run as replay
-from wsgi_admission.runs import Run, Runs
+from wsgi_admission.runs import Run, Runs, Stage
 from wsgi_admission.slots import Slot, Slots
 from wsgi_admission.stores import Store
 from wsgi_admission.stores.records import Worker
@@ -39,8 +39,12 @@ LEASE = 30.0
 INTERRUPTED = "The server had to stop while it ran, and it is not run twice by itself; you can retry it."
 #: Seconds after which a store's claim has succeeded or failed, whatever happens.
 CLAIM_TIMEOUT = 5.0
+#: Seconds that the store has for what the threads of a process that leaves tell it for the last time.
+LAST_WORDS = 1.0
 #: Seconds after which an answer that the store does not take, although it leaves the lease, is given up.
 GIVE_UP = 3600.0
+#: Seconds for which a recorded request may be unreadable, while the store answers, before its ticket fails.
+UNREADABLE = 30.0
 #: Seconds between an idle thread's looks at the line.  A look costs microseconds while nothing has changed, and
 #: sees what no news could tell, such as a slot that another process gave back.
 LOOK_INTERVAL = 0.05
@@ -52,6 +56,7 @@ class Pool:
     :param app: the wrapped application.
     :param worker: how this process reports itself; ``worker.threads`` threads are started.
     :param memory_short: asked before each claim; while it is true a replay begins only while no slot is taken.
+    :param expire: called before a claim; cancels what must not be started any more.
     :param max_runtime: route -> seconds after which a run of it is stuck, for the routes that have a limit.
     :param clock: returns seconds since the epoch.
     :param monotonic: returns seconds of a clock that does not jump.
@@ -65,6 +70,7 @@ class Pool:
         worker: Worker,
         *,
         memory_short: Callable[[], bool] = lambda: False,
+        expire: Callable[[], None] = lambda: None,
         max_runtime: Mapping[str, float] | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -75,6 +81,7 @@ class Pool:
         self._store = store
         self._slots = slots
         self._memory_short = memory_short
+        self._expire = expire
         self._clock = clock
         self._monotonic = monotonic
         self._changed = threading.Condition()
@@ -135,31 +142,34 @@ class Pool:
     def drain(self, timeout: float) -> int:
         """Stop, give what runs ``timeout`` seconds to end, and hand the rest back to its place in the line.
 
-        What must not run twice (no ``crash_retries``) fails instead.  What is stuck is not waited for and counts as a
-        crash: it would be stuck again.  Returns how many there were.
+        What must not run twice (no ``crash_retries``) fails instead, if the app was called.  An answer that the store
+        has not taken yet is offered once more.  What is stuck is not waited for and counts as a crash: it would be
+        stuck again.  Returns how many were handed back or stuck.
         """
         self.stop()
         # A claim that was under way when the stop came may still lease a ticket: it must not be left behind.
         self.runs.wait(timeout, CLAIM_TIMEOUT)
-        rest = self.runs.all()
+        left = self.runs.leave()
+        self._left.set()
+        self.runs.wait_for_store(LAST_WORDS)
+        rest = [run for run in left if run.stage is not Stage.OVER]
         stuck = [run for run in rest if run.stuck]
         for run in rest:
             if run not in stuck:
-                self._hand_back(run.ticket)
+                self._hand_back(run)
         if stuck:
             self._give_up()
-        self._left.set()
         # Idle threads end at once, and must not touch the store when it is closed.  One that is in the middle of a
         # run cannot be ended; what it still has to say is refused.
-        if not rest:
+        if not self.runs.all():
             for thread in self._threads:
                 thread.join(CLAIM_TIMEOUT)
         return len(rest)
 
-    def _hand_back(self, ticket: Ticket) -> None:
-        now = self._clock()
+    def _hand_back(self, run: Run) -> None:
+        ticket, now = run.ticket, self._clock()
         try:
-            if ticket.crash_retries:
+            if ticket.crash_retries or run.stage is Stage.CLAIMED:
                 self._store.release(ticket.id, ticket.attempt, now=now)
                 _tell("ticket.requeued", ticket, reason="leaving")
             else:
@@ -171,6 +181,8 @@ class Pool:
             pass  # it ended in this very moment
         except StoreError as error:
             _tell_failing("release", error, ticket)
+            return
+        run.stage = Stage.OVER
 
     def _give_up(self) -> None:
         try:
@@ -213,6 +225,7 @@ class Pool:
         waiting = {route for (_, route), tally in self._store.counts().items() if tally.queued}
         if not self._free(waiting) or self._store.paused():
             return False
+        self._expire()
         slot = self._take()
         if slot is None:
             return False
@@ -247,7 +260,7 @@ class Pool:
                     # A newcomer of a better tier may have filled the route meanwhile.
                     allowed = not self._stopping.is_set() and self._slots.allow(slot, ticket.route)
         if not allowed:
-            self._return(run)
+            self._return(run, "leaving" if self._stopping.is_set() else "full")
         return run if allowed else None
 
     def _progress(self, ticket: Ticket) -> Progress:
@@ -264,16 +277,17 @@ class Pool:
         free = self._free(waiting)
         return self._store.claim(self.worker.id, now=self._clock(), lease=LEASE, routes=free) if free else None
 
-    def _return(self, run: Run) -> None:
+    def _return(self, run: Run, reason: str) -> None:
         """Give back what was claimed and has not run; the lease is renewed until that is done."""
         ticket = run.ticket
         try:
             if self._insist(
                 "release", ticket, lambda: self._store.release(ticket.id, ticket.attempt, now=self._clock())
             ):
-                _tell("ticket.requeued", ticket, reason="store")
+                run.stage = Stage.OVER
+                _tell("ticket.requeued", ticket, reason=reason)
         except LeaseLost:
-            pass  # it is back already
+            run.stage = Stage.OVER  # it is back already
         finally:
             self.runs.end(run)
 
@@ -284,61 +298,97 @@ class Pool:
         ticket = run.ticket
         _tell("ticket.started", ticket)
         try:
-            outcome = self._outcome(run)
+            request = self._store.request(ticket.id)
         except StoreUnavailable as error:
-            # The app was not called, and the ticket waits on in its place.
             _tell_failing("request", error, ticket)
-            self._return(run)
-            _tell("ticket.requeued", ticket, reason="store")
+            run.slot.release()
+            self._wait_for_request(run)
             return
+        except (StoreError, UnknownTicket, OSError) as error:
+            self._end(run, _unreadable(ticket, error))
+            return
+        if not self.runs.call(run):
+            request.body.close()
+            self._return(run, "leaving")
+            return
+        with current(run.progress):
+            outcome = replay(self._app, request, extras={MARK: ticket, **run.progress.environ})
+        self._end(run, outcome)
+
+    def _wait_for_request(self, run: Run) -> None:
+        """Give a ticket back once its request can be read; end it if nothing else fails for `UNREADABLE` seconds.
+
+        Given back at once it would be claimed again at once, for ever.  Meanwhile it is leased and holds no slot, so
+        that the line moves on without it.
+        """
+        ticket = run.ticket
+        since: float | None = None
+        for retry in count():
+            if self._stopping.wait(delay(retry, 0.0, 0.5, base=0.1, cap=LEASE / 6)):
+                break
+            try:
+                if not self._store.renew([(ticket.id, ticket.attempt)], lease=LEASE):
+                    break
+            except StoreError:
+                since = None  # nothing can be said of the request while all of the store is away
+                continue
+            try:
+                self._store.request(ticket.id).body.close()
+                break
+            except StoreUnavailable as error:
+                now = self._monotonic()
+                since = now if since is None else since
+                if now - since >= UNREADABLE:
+                    self._end(run, _unreadable(ticket, error), keep_request=True)
+                    return
+            except (StoreError, UnknownTicket, OSError):
+                break  # whoever claims it next will tell
+        self._return(run, "store")
+
+    def _end(self, run: Run, outcome: Outcome, *, keep_request: bool = False) -> None:
         try:
             self.runs.answered(run)
             run.progress.flush()  # how far it came stays to be seen when it failed
-            self._finish(ticket, outcome)
+            self._finish(run, outcome, keep_request=keep_request)
         finally:
             if outcome.response is not None:
                 outcome.response.body.close()
             self.runs.end(run)
 
-    def _outcome(self, run: Run) -> Outcome:
-        ticket = run.ticket
-        try:
-            request = self._store.request(ticket.id)
-        except StoreUnavailable:
-            raise
-        except (StoreError, UnknownTicket, OSError) as error:
-            _tell("ticket.unreadable", ticket, level=logging.ERROR, error=error)  # a traceback would hold the whole id
-            return Outcome(0, None, "The recorded request could not be read.")
-        with current(run.progress):
-            return replay(self._app, request, extras={MARK: ticket, **run.progress.environ})
-
-    def _finish(self, ticket: Ticket, outcome: Outcome) -> None:
+    def _finish(self, run: Run, outcome: Outcome, *, keep_request: bool) -> None:
         """Keep the answer, which needs no slot any more."""
+        ticket = run.ticket
         state = State.COMPLETED if 0 < outcome.status < 500 else State.FAILED
 
         def finish() -> None:
             if outcome.response is not None:
                 outcome.response.body.seek(0)
-            now = self._clock()
-            ended = self._store.finish(ticket.id, ticket.attempt, state, outcome.response, now=now, error=outcome.error)
+            ended = self._store.finish(
+                ticket.id, ticket.attempt, state, outcome.response,
+                now=self._clock(), error=outcome.error, keep_request=keep_request,
+            )  # fmt: skip
             _tell(f"ticket.{ended.state.value}", ticket, status=outcome.status or None, error=ended.error or None)
 
         try:
-            if not self._insist("finish", ticket, finish):
+            if self._insist("finish", ticket, finish):
+                run.stage = Stage.OVER
+            else:
                 _tell("ticket.unkept", ticket, level=logging.ERROR)
         except LeaseLost:
+            run.stage = Stage.OVER
             _tell("ticket.late", ticket, level=logging.WARNING)
 
     def _insist(self, name: str, ticket: Ticket, step: Callable[[], None]) -> bool:
         """Do a step of the store, again and again while it fails; return whether it was done.
 
-        The housekeeper renews the lease meanwhile.  It is given up when this process has left, and after `GIVE_UP`
-        seconds.
+        The housekeeper renews the lease meanwhile.  It is given up after `GIVE_UP` seconds, and tried for the last time
+        when this process leaves.
 
         :raises LeaseLost: when somebody else has the ticket.
         """
         until = self._monotonic() + GIVE_UP
         for retry in count():
+            last = self._left.is_set() or self._monotonic() >= until
             try:
                 step()
             except LeaseLost:
@@ -347,9 +397,15 @@ class Pool:
                 _tell_failing(name, error, ticket)
             else:
                 return True
-            if self._left.wait(delay(retry, 0.0, 0.5, base=0.1, cap=LEASE / 6)) or self._monotonic() >= until:
+            if last:
                 break
+            self._left.wait(delay(retry, 0.0, 0.5, base=0.1, cap=LEASE / 6))
         return False
+
+
+def _unreadable(ticket: Ticket, error: Exception) -> Outcome:
+    _tell("ticket.unreadable", ticket, level=logging.ERROR, error=error)  # a traceback would hold the whole id
+    return Outcome(0, None, "The recorded request could not be read.")
 
 
 def _tell(name: str, ticket: Ticket, *, level: int = logging.INFO, **more: object) -> None:

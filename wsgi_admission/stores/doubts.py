@@ -5,7 +5,7 @@ the ticket must not be run as well.  (One with a key stays in the line: its call
 Of a claim whose answer did not come nobody knows: the ticket would wait for the end of its lease, and count a crash
 that was none.  So both are remembered until the server answers again, however long that takes, and settled then (the
 script ``settle``).  An old command may still be under way to a server that answers new ones, so it is done for some
-time.
+time.  A process that leaves does it at once, while it still knows what is in doubt.
 
 A step whose caller repeats it needs no settling: it is said with the same mark again, by which the server knows it.
 """

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import nullcontext
@@ -24,6 +25,7 @@ from wsgi_admission.errors import (
     GoneTicket,
     LeaseLost,
     StoreError,
+    StoreUnavailable,
     UnknownTicket,
 )
 from wsgi_admission.replay import Recording
@@ -55,6 +57,8 @@ from wsgi_admission.ticket import State, Ticket
 
 #: Tickets and other things that are removed in one step.
 BATCH = 200
+#: Seconds that a server which does not answer has, when the store is closed, to settle what is in doubt.
+SETTLING = 2.0
 
 
 class RedisStore(Store):
@@ -270,10 +274,7 @@ class RedisStore(Store):
 
     def maintain(self, *, now: float) -> None:
         """Settle what is in doubt, and remove the large bodies that no ticket names any more."""
-        names = self._doubts.names()
-        for begin in range(0, len(names), BATCH):
-            some = names[begin : begin + BATCH]
-            self._doubts.settled(some, map(decode, self._step("settle", now, UNKNOWN, *some)))
+        self._settle(now=now)
         for name in self._servers.call(b"SMEMBERS", key_of(self._line, "trash")):
             self._chunks.remove(decode(name))
             self._servers.call(b"SREM", key_of(self._line, "trash"), name)
@@ -295,9 +296,24 @@ class RedisStore(Store):
         }
 
     def close(self) -> None:
-        """Close the connections, and let the listening thread end."""
+        """Settle what is in doubt while somebody knows it; close the connections, and let the listening thread end."""
+        until = time.monotonic() + SETTLING
+        while self._doubts.names() and time.monotonic() < until:
+            try:
+                self._settle(now=time.time())
+            except StoreUnavailable:
+                pass
+            except StoreError:
+                break
+            time.sleep(0.05)  # what is under way to the server may come a little later
         self._news.close()
         self._servers.close()
+
+    def _settle(self, *, now: float) -> None:
+        names = self._doubts.names()
+        for begin in range(0, len(names), BATCH):
+            some = names[begin : begin + BATCH]
+            self._doubts.settled(some, map(decode, self._step("settle", now, UNKNOWN, *some)))
 
     def _added(self, ticket: Ticket, answer: list[bytes]) -> Ticket | None:
         """Return a ticket that was put, with its rank and number; None if the answer is about another."""
