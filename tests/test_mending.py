@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.store_model import ROUTES, recording, ticket
+from tests.store_model import ROUTES, read, recording, ticket
 from wsgi_admission.errors import (
     AdmissionError,
     DamagedRecording,
@@ -26,9 +26,10 @@ from wsgi_admission.errors import (
     UnknownTicket,
 )
 from wsgi_admission.stores import checkpoints, copies, mending, opening, upkeep
+from wsgi_admission.stores.bodies import Bodies
 from wsgi_admission.stores.records import INLINE_BODY
 from wsgi_admission.stores.sqlite import SQLiteStore
-from wsgi_admission.ticket import State
+from wsgi_admission.ticket import State, Ticket
 
 PAGE = 4096
 
@@ -144,6 +145,108 @@ def test_the_damaged_content_is_kept_and_named(path: Path, caplog: pytest.LogCap
     store.close()
 
 
+LARGE = b"y" * (INLINE_BODY + 1)
+
+
+def test_no_large_body_of_the_new_line_is_put_aside(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a 202, or an answer, whose body is moved away with what was in the line before."""
+    store = damaged(path)
+    other = SQLiteStore(path, durability="normal")
+    empty = mending._empty
+    made: list[Ticket] = []
+
+    def and_then(connection: sqlite3.Connection, path: Path) -> None:
+        empty(connection, path)
+        made.append(other.put(ticket(), recording(LARGE), now=20))
+        made.append(other.put(ticket(), recording(LARGE), now=20))
+        claimed = other.claim("w", now=20, lease=30, routes=ROUTES)
+        assert claimed is not None
+        other.finish(claimed.id, 1, State.COMPLETED, recording(LARGE), now=20)
+
+    monkeypatch.setattr(mending, "_empty", and_then)
+    store.maintain(now=20)
+    assert read(store.response(made[0].id)) == (recording().head, LARGE, len(LARGE))
+    assert read(store.request(made[1].id)) == (recording().head, LARGE, len(LARGE))
+    (copy,) = copies.aside(path)
+    assert len(list(path.with_name(f"{copy}.bodies").iterdir())) == 1
+    store.close()
+    other.close()
+
+
+@pytest.mark.parametrize("what", ["request", "response"])
+def test_a_large_body_that_was_put_aside_before_its_row_is_there_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Catches: a ticket of the new line that names a file which went with the old one."""
+    store = damaged(path)
+    other = SQLiteStore(path, durability="normal")
+    write = Bodies._write
+
+    def mended_meanwhile(bodies: Bodies, *content: Any) -> tuple[str, int]:
+        written = write(bodies, *content)
+        monkeypatch.setattr(Bodies, "_write", write)
+        store.maintain(now=20)
+        if what == "response":  # as if the other one's ticket were in the new line, too
+            store.put(mine, recording(), now=20)
+            store.claim("w", now=20, lease=30, routes=ROUTES)
+        return written
+
+    mine = ticket()
+    monkeypatch.setattr(Bodies, "_write", mended_meanwhile)
+    with pytest.raises(StoreUnavailable, match="put aside"):
+        if what == "request":
+            other.put(mine, recording(LARGE), now=20)
+        else:
+            other.finish(mine.id, 1, State.COMPLETED, recording(LARGE), now=20)
+    if what == "request":
+        with pytest.raises(UnknownTicket):
+            store.get(mine.id)
+    else:
+        assert store.get(mine.id).state is State.PROCESSING
+    store.close()
+    other.close()
+
+
+def test_a_line_that_was_emptied_by_a_process_that_died_then_is_told_and_its_bodies_are_kept(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches: a line that is gone and called mended; bodies that are swept although the copy's rows name them."""
+    names = {entry.name for entry in path.with_name("line.db.bodies").iterdir()}
+    store = damaged(path)
+
+    def died(*_args: Any) -> None:
+        raise OSError(errno.EIO, "planted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(copies, "finish", died)
+        with pytest.raises(StoreUnavailable, match="planted"):
+            store.maintain(now=20)
+    works(store)
+    with caplog.at_level(logging.ERROR):
+        store.maintain(now=30)
+    assert "the line begins anew" in caplog.text
+    (copy,) = copies.aside(path)
+    assert {entry.name for entry in path.with_name(f"{copy}.bodies").iterdir()} == names
+    store.close()
+
+
+def test_bodies_that_an_attempt_has_moved_are_kept_with_those_of_the_next(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: a body that is lost, or a line that is never mended, because a process died while it mended it."""
+    bodies = path.with_name("line.db.bodies")
+    names = {entry.name for entry in bodies.iterdir()}
+    store = damaged(path)
+    copies.put_bodies_aside(path)  # and then it died
+    bodies.mkdir(mode=0o700)
+    (bodies / "another").write_bytes(LARGE)
+    store.maintain(now=20)
+    (copy,) = copies.aside(path)
+    assert {entry.name for entry in path.with_name(f"{copy}.bodies").iterdir()} == {*names, "another"}
+    works(store)
+    store.close()
+
+
 def test_a_line_that_was_damaged_while_nobody_ran_is_begun_anew(path: Path) -> None:
     """Catches: a site that never has a line again."""
     content = damage(path, 0, 100)  # the kind of the first page
@@ -199,6 +302,8 @@ def test_attempts_that_fail_leave_one_copy_that_the_next_one_uses(path: Path, mo
     """Catches: a disk that is filled with copies, one a second, of a database that cannot be mended."""
     store = damaged(path)
     unfinished = path.with_name("line.db.damaged-unfinished")
+    bodies = path.with_name("line.db.bodies")
+    names = {entry.name for entry in bodies.iterdir()}
 
     def locked(*_args: Any) -> None:
         raise sqlite3.OperationalError("database is locked")
@@ -212,6 +317,7 @@ def test_attempts_that_fail_leave_one_copy_that_the_next_one_uses(path: Path, mo
             with suppress(StoreUnavailable):
                 SQLiteStore(path, durability="normal").close()  # as a process does that is started meanwhile
             assert copies.aside(path) == [unfinished.name]
+            assert {entry.name for entry in bodies.iterdir()} == names
             inodes.add(unfinished.stat().st_ino)
         assert len(inodes) == 1
         kept = unfinished.open("rb")  # its number is not given to another file

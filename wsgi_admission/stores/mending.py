@@ -80,9 +80,6 @@ def mend(path: Path, *, patience: float) -> Look:
         copy = copies.finish(path)
         if copy is None:
             return Look.SOUND
-        bodies = path.with_name(f"{path.name}.bodies")
-        if what is None and bodies.is_dir():
-            bodies.rename(copy.with_name(f"{copy.name}.bodies"))
     if what is None:
         log.error("the database %s was damaged; the line begins anew, and a copy of it is %s", path, copy)
     else:
@@ -92,7 +89,7 @@ def mend(path: Path, *, patience: float) -> Look:
 
 def _mend(path: Path, patience: float) -> str | None:
     """Mend what is damaged, once there is a copy; return what that was, None if the line had to begin anew."""
-    what: str | None = "something"
+    what = "something"
     connection = _open(path, patience)
     if connection is None:
         what = "the header"
@@ -104,14 +101,14 @@ def _mend(path: Path, patience: float) -> str | None:
             raise sqlite3.DatabaseError("the database has no header again")
     with closing(connection):
         if not _is_sound(connection, path):
-            what = "an index" if _is_mended_by_index(connection, path) else None
-            if what is None:
-                _empty(connection, path)
+            what = "an index"
+            if not _is_mended_by_index(connection, path):
+                _begin_anew(connection, path)
         if copies.is_begun(path):
             # What follows a damaged frame is not read again once the processes that have the log open are gone.
             with suppress(sqlite3.OperationalError):  # then the checkpointer does it
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    return what
+    return None if copies.has_bodies(path) else what
 
 
 def _is_mended_by_index(connection: sqlite3.Connection, path: Path) -> bool:
@@ -132,6 +129,19 @@ def _is_mended_by_index(connection: sqlite3.Connection, path: Path) -> bool:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
     return False
+
+
+def _begin_anew(connection: sqlite3.Connection, path: Path) -> None:
+    """Put the large bodies aside, and then an empty line in the place of all that is there.
+
+    Not the other way round: who has written a body, and waits for the emptying to be over, looks whether it is there.
+    """
+    copies.put_bodies_aside(path)
+    try:
+        _empty(connection, path)
+    except BaseException:
+        copies.take_bodies_back(path)
+        raise
 
 
 def _empty(connection: sqlite3.Connection, path: Path) -> None:
