@@ -99,6 +99,8 @@ def connect(path: Path, *, patience: float, made: bool = True) -> Connection:
     connection.text_factory = _TEXT
     try:
         connection.execute("PRAGMA wal_autocheckpoint = 0")
+        # What is erased is overwritten, as some builds of SQLite do without being told.
+        connection.execute("PRAGMA secure_delete = ON")
         if made:
             # Only now: SQLite reads the file with the next statement, and whoever empties it may do so at any time.
             _refuse_empty(path)
