@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.store_model import ROUTES, recording, ticket
+from tests.store_model import ROUTES, read, recording, ticket
 from wsgi_admission.errors import (
     AdmissionError,
     DamagedRecording,
@@ -26,9 +26,10 @@ from wsgi_admission.errors import (
     UnknownTicket,
 )
 from wsgi_admission.stores import checkpoints, copies, mending, opening, upkeep
+from wsgi_admission.stores.bodies import Bodies
 from wsgi_admission.stores.records import INLINE_BODY
 from wsgi_admission.stores.sqlite import SQLiteStore
-from wsgi_admission.ticket import State
+from wsgi_admission.ticket import State, Ticket
 
 PAGE = 4096
 
@@ -144,6 +145,108 @@ def test_the_damaged_content_is_kept_and_named(path: Path, caplog: pytest.LogCap
     store.close()
 
 
+LARGE = b"y" * (INLINE_BODY + 1)
+
+
+def test_no_large_body_of_the_new_line_is_put_aside(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a 202, or an answer, whose body is moved away with what was in the line before."""
+    store = damaged(path)
+    other = SQLiteStore(path, durability="normal")
+    empty = mending._empty
+    made: list[Ticket] = []
+
+    def and_then(connection: sqlite3.Connection, path: Path) -> None:
+        empty(connection, path)
+        made.append(other.put(ticket(), recording(LARGE), now=20))
+        made.append(other.put(ticket(), recording(LARGE), now=20))
+        claimed = other.claim("w", now=20, lease=30, routes=ROUTES)
+        assert claimed is not None
+        other.finish(claimed.id, 1, State.COMPLETED, recording(LARGE), now=20)
+
+    monkeypatch.setattr(mending, "_empty", and_then)
+    store.maintain(now=20)
+    assert read(store.response(made[0].id)) == (recording().head, LARGE, len(LARGE))
+    assert read(store.request(made[1].id)) == (recording().head, LARGE, len(LARGE))
+    (copy,) = copies.aside(path)
+    assert len(list(path.with_name(f"{copy}.bodies").iterdir())) == 1
+    store.close()
+    other.close()
+
+
+@pytest.mark.parametrize("what", ["request", "response"])
+def test_a_large_body_that_was_put_aside_before_its_row_is_there_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Catches: a ticket of the new line that names a file which went with the old one."""
+    store = damaged(path)
+    other = SQLiteStore(path, durability="normal")
+    write = Bodies._write
+
+    def mended_meanwhile(bodies: Bodies, *content: Any) -> tuple[str, int]:
+        written = write(bodies, *content)
+        monkeypatch.setattr(Bodies, "_write", write)
+        store.maintain(now=20)
+        if what == "response":  # as if the other one's ticket were in the new line, too
+            store.put(mine, recording(), now=20)
+            store.claim("w", now=20, lease=30, routes=ROUTES)
+        return written
+
+    mine = ticket()
+    monkeypatch.setattr(Bodies, "_write", mended_meanwhile)
+    with pytest.raises(StoreUnavailable, match="put aside"):
+        if what == "request":
+            other.put(mine, recording(LARGE), now=20)
+        else:
+            other.finish(mine.id, 1, State.COMPLETED, recording(LARGE), now=20)
+    if what == "request":
+        with pytest.raises(UnknownTicket):
+            store.get(mine.id)
+    else:
+        assert store.get(mine.id).state is State.PROCESSING
+    store.close()
+    other.close()
+
+
+def test_a_line_that_was_emptied_by_a_process_that_died_then_is_told_and_its_bodies_are_kept(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches: a line that is gone and called mended; bodies that are swept although the copy's rows name them."""
+    names = {entry.name for entry in path.with_name("line.db.bodies").iterdir()}
+    store = damaged(path)
+
+    def died(*_args: Any) -> None:
+        raise OSError(errno.EIO, "planted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(copies, "finish", died)
+        with pytest.raises(StoreUnavailable, match="planted"):
+            store.maintain(now=20)
+    works(store)
+    with caplog.at_level(logging.ERROR):
+        store.maintain(now=30)
+    assert "the line begins anew" in caplog.text
+    (copy,) = copies.aside(path)
+    assert {entry.name for entry in path.with_name(f"{copy}.bodies").iterdir()} == names
+    store.close()
+
+
+def test_bodies_that_an_attempt_has_moved_are_kept_with_those_of_the_next(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: a body that is lost, or a line that is never mended, because a process died while it mended it."""
+    bodies = path.with_name("line.db.bodies")
+    names = {entry.name for entry in bodies.iterdir()}
+    store = damaged(path)
+    copies.put_bodies_aside(path)  # and then it died
+    bodies.mkdir(mode=0o700)
+    (bodies / "another").write_bytes(LARGE)
+    store.maintain(now=20)
+    (copy,) = copies.aside(path)
+    assert {entry.name for entry in path.with_name(f"{copy}.bodies").iterdir()} == {*names, "another"}
+    works(store)
+    store.close()
+
+
 def test_a_line_that_was_damaged_while_nobody_ran_is_begun_anew(path: Path) -> None:
     """Catches: a site that never has a line again."""
     content = damage(path, 0, 100)  # the kind of the first page
@@ -199,6 +302,8 @@ def test_attempts_that_fail_leave_one_copy_that_the_next_one_uses(path: Path, mo
     """Catches: a disk that is filled with copies, one a second, of a database that cannot be mended."""
     store = damaged(path)
     unfinished = path.with_name("line.db.damaged-unfinished")
+    bodies = path.with_name("line.db.bodies")
+    names = {entry.name for entry in bodies.iterdir()}
 
     def locked(*_args: Any) -> None:
         raise sqlite3.OperationalError("database is locked")
@@ -212,6 +317,7 @@ def test_attempts_that_fail_leave_one_copy_that_the_next_one_uses(path: Path, mo
             with suppress(StoreUnavailable):
                 SQLiteStore(path, durability="normal").close()  # as a process does that is started meanwhile
             assert copies.aside(path) == [unfinished.name]
+            assert {entry.name for entry in bodies.iterdir()} == names
             inodes.add(unfinished.stat().st_ino)
         assert len(inodes) == 1
         kept = unfinished.open("rb")  # its number is not given to another file
@@ -454,8 +560,9 @@ def test_a_line_of_another_version_is_never_emptied(path: Path, caplog: pytest.L
     assert copies.aside(path) == []
 
 
-def test_a_full_disk_is_no_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches: a line that is emptied, or looked through every second, because the disk is full."""
+@pytest.mark.parametrize("error", ["database or disk is full", "attempt to write a readonly database"])
+def test_a_full_disk_is_no_damage(path: Path, monkeypatch: pytest.MonkeyPatch, error: str) -> None:
+    """Catches: a line that is emptied, or looked through every second, because nothing can be written."""
     store = SQLiteStore(path, durability="normal")
     looks = []
     mend = mending.mend
@@ -466,7 +573,7 @@ def test_a_full_disk_is_no_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(mending, "mend", counted)
     for now in (100.0, 101.0, 159.0, 160.0, 161.0):
-        store._connections.failed(sqlite3.OperationalError("database or disk is full"))
+        store._connections.failed(sqlite3.OperationalError(error))
         store.maintain(now=now)
     assert len(looks) == 2
     assert copies.aside(path) == []
@@ -603,6 +710,129 @@ def test_a_broken_header_alone_loses_no_ticket(path: Path) -> None:
     with closing(SQLiteStore(path, durability="normal")) as store:
         assert len(copies.aside(path)) == 1
         works_through(store, before)
+
+
+# Of the header: what SQLite must know to write, and to read the statements; the encoding; the two numbers of ours.
+TELLING = [18, *range(44, 48), *range(56, 64), *range(68, 72)]
+
+
+def flip(path: Path, place: int, bit: int) -> None:
+    """Turn over one bit of the file, in its place."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1 << bit
+    overwrite(path, bytes(content))
+
+
+@pytest.mark.parametrize("place", TELLING)
+def test_a_wrong_bit_in_the_header_loses_no_ticket(path: Path, place: int) -> None:
+    """Catches: a site that is down, that has no line for good, or an empty one, while every ticket is there."""
+    sound = path.read_bytes()
+    for bit in range(8):
+        for old in path.parent.iterdir():
+            if old.is_file():
+                old.unlink()
+        (path.parent / "line.db-mark").write_bytes(b"")
+        path.write_bytes(sound)
+        flip(path, place, bit)
+        with closing(SQLiteStore(path, durability="normal")) as one, closing(SQLiteStore(path)) as two:
+            for store in (one, two):
+                with suppress(StoreUnavailable):
+                    store.put(ticket(), recording(), now=1)
+            for store in (one, two):
+                store.maintain(now=time.time())
+            assert len(copies.aside(path)) <= 1
+            works_through(one, 61)
+            works(two)
+
+
+@pytest.mark.parametrize("place", [18, 63, 71])
+def test_a_wrong_bit_in_the_header_is_mended_for_all_who_have_it_open(path: Path, place: int) -> None:
+    """Catches: connections that never write again; a number that keeps the next start from coming up."""
+    now = time.time() + mending.LOOK_EVERY + 1
+    with closing(SQLiteStore(path, durability="normal")) as one, closing(SQLiteStore(path, durability="normal")) as two:
+        for store in (one, two):
+            works(store)
+        one._upkeep._checkpointer._carry_over("TRUNCATE")
+        flip(path, place, 2)
+        for store in (one, two):
+            store._connections._close_idle()
+            with suppress(StoreUnavailable):
+                store.put(ticket(), recording(), now=1)
+        for store in (one, two):
+            store.maintain(now=now)
+        assert len(copies.aside(path)) == 1
+        for store in (one, two):
+            works(store)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (opening.SCHEMA_VERSION,)
+        assert connection.execute("PRAGMA application_id").fetchone() == (opening.APPLICATION_ID,)
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+@pytest.mark.parametrize(
+    "change", ["ALTER TABLE tickets ADD COLUMN other TEXT", "CREATE TABLE more (id TEXT)", "DROP INDEX queued"]
+)
+@pytest.mark.parametrize(
+    ("number", "refused"),
+    [
+        (f"user_version = {opening.SCHEMA_VERSION ^ 1}", "an older version"),
+        (f"user_version = {opening.SCHEMA_VERSION ^ 4}", "a newer version"),
+        (f"application_id = {opening.APPLICATION_ID ^ 1}", "another program"),
+    ],
+)
+def test_another_schema_is_refused_although_its_number_differs_by_one_bit(
+    path: Path, number: str, change: str, refused: str
+) -> None:
+    """Catches: a line of another version, or another program's database, that is taken for a damaged one of ours."""
+    with closing(SQLiteStore(path)) as store:
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute(change)
+            connection.execute(f"PRAGMA {number}")
+        with pytest.raises(StoreError, match=refused):
+            store.maintain(now=time.time())
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    content = path.read_bytes()
+    with pytest.raises(StoreError, match=refused):
+        SQLiteStore(path)
+    assert path.read_bytes() == content
+    assert copies.aside(path) == []
+
+
+def test_two_wrong_bits_in_the_numbers_are_another_version(path: Path) -> None:
+    """Catches: a newer version that was made without another schema, and is taken for a damaged one of ours."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute(f"PRAGMA user_version = {opening.SCHEMA_VERSION ^ 6}")
+    with pytest.raises(StoreMismatch):
+        SQLiteStore(path)
+    assert copies.aside(path) == []
+
+
+def test_somebody_elses_database_with_our_schema_is_left_alone(path: Path) -> None:
+    """Catches: a file that we have never had open, changed because it looks like one of ours."""
+    path.with_name("line.db-mark").unlink()
+    flip(path, 63, 0)
+    content = path.read_bytes()
+    with pytest.raises(StoreError, match="a bit in its header"):
+        SQLiteStore(path)
+    assert path.read_bytes() == content
+    assert copies.aside(path) == []
+
+
+def test_a_damaged_line_of_another_version_is_left_to_that_version(path: Path) -> None:
+    """Catches: an old process that wipes what a new one, which runs beside it, can mend."""
+    with closing(SQLiteStore(path)) as store:
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute("CREATE TABLE newer (id TEXT)")
+            connection.execute(f"PRAGMA user_version = {opening.SCHEMA_VERSION + 1}")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            ((root,),) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'tickets'").fetchall()
+        content = damage(path, root - 1)
+        store._connections.damaged = True
+        with pytest.raises(StoreMismatch, match="a newer version"):
+            store.maintain(now=time.time())
+        assert path.read_bytes() == content
+        assert copies.aside(path) == []
 
 
 def fresh(folder: Path) -> Path:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import random
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from tests.reliability.children import run
@@ -27,9 +29,13 @@ path = /echo
 """
 #: Seconds in which every request must be answered, with some more for a busy machine.
 ANSWERED = 2.0 + 1.0
+#: Seconds in which all tickets end.
+ENDED = 3.0
 TICKETS = 60
 #: How many of them still wait.
 WAIT = 20
+#: Where the stores tell what they did for the database.
+LOG = "stores.log"
 #: Sizes of the log's header, of a frame's, and of a page.
 LOG_HEADER, FRAME_HEADER, PAGE = 32, 24, 4096
 
@@ -80,7 +86,7 @@ def look_beside(folder: Path, sent: dict[str, int], told: Path, number: int) -> 
     :param number: which byte: 0 is one of the newest first page, the others are anywhere.
     """
     log = folder / "admission.db-wal"
-    with closing(AdmissionMiddleware(echo, folder / "admission.ini", replays=False)) as site:
+    with _logged(folder), closing(AdmissionMiddleware(echo, folder / "admission.ini", replays=False)) as site:
         new = {call(site, "/echo", "POST", body(more)).json()["request_id"]: more for more in range(WAIT)}
         content = log.read_bytes()
         frames = range(LOG_HEADER, len(content), FRAME_HEADER + PAGE)
@@ -94,6 +100,28 @@ def look_beside(folder: Path, sent: dict[str, int], told: Path, number: int) -> 
         _line(Asked(site, wrong), wrong)
     if code == 0:
         told.write_text(json.dumps(wrong))
+
+
+@contextmanager
+def _logged(folder: Path) -> Iterator[None]:
+    """Keep what the stores say of the database, of all processes that have it open."""
+    handler = logging.FileHandler(folder / LOG)
+    logger = logging.getLogger("wsgi_admission.stores")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def _begins_anew(folder: Path, kept: list[str]) -> bool:
+    """Whether the log says that what was in the line is lost; it is told once the copy has its name."""
+
+    def said() -> list[str]:
+        return [line for line in (folder / LOG).read_text().splitlines() if any(copy in line for copy in kept)]
+
+    return any("the line begins anew" in line for line in until(said, f"a word of {kept}"))
 
 
 def _line(asked: Asked, wrong: list[tuple[str, str]]) -> None:
@@ -129,7 +157,7 @@ def look(folder: Path, sent: dict[str, int], told: Path) -> None:
     """Ask a site for everything; write down what was wrong."""
     wrong: list[tuple[str, str]] = []
     began = time.time()
-    with closing(AdmissionMiddleware(echo, folder / "admission.ini", replays=True)) as site:
+    with _logged(folder), closing(AdmissionMiddleware(echo, folder / "admission.ini", replays=True)) as site:
         asked = Asked(site, wrong)
         for _ in range(3):
             result = asked.ask("/echo", "POST", b"new")
@@ -137,9 +165,7 @@ def look(folder: Path, sent: dict[str, int], told: Path) -> None:
                 wrong.append(("down", f"POST /echo: {result.status}"))
         asked.ask("/api/queue/health")
         asked.ask("/api/queue/metrics")
-        end = time.monotonic() + 3.0
-        for ticket, number in sent.items():
-            _ask_for(asked, ticket, number, end, wrong)
+        gone = _gone(asked, sent, wrong)
         _line(asked, wrong)
         # Until then a ticket whose index is damaged is not found.
         until(lambda: _looked_through(folder / "admission.db-lock", began), "the look after the start")
@@ -148,8 +174,13 @@ def look(folder: Path, sent: dict[str, int], told: Path) -> None:
         kept = copies.aside(folder / "admission.db")
         if len(kept) > 1:
             wrong.append(("down", f"{kept} fill the disk"))
-        if kept:  # found, so that what was in the line may be lost with it
-            wrong[:] = [(kind, what) for kind, what in wrong if kind not in {"lost", "stuck"}]
+        if not kept:
+            wrong += gone.values()
+        elif not _begins_anew(folder, kept):
+            again = _gone(asked, sent, wrong)
+            if len(again) > 1:  # a wrong byte in the row of one ticket looks like one in an index
+                wrong += again.values()
+        if kept:
             health = asked.ask("/api/queue/health")
             if health is not None and kept[0] not in str(health.json()["checks"]):
                 wrong.append(("not told", f"{kept}, and the health says {health.json()}"))
@@ -162,27 +193,35 @@ def _looked_through(lock: Path, since: float) -> bool:
         return free and lock.stat().st_mtime >= since
 
 
-def _ask_for(asked: Asked, ticket: str, number: int, end: float, wrong: list[tuple[str, str]]) -> None:
+def _gone(asked: Asked, sent: dict[str, int], wrong: list[tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """Ask for these tickets; return what is to be said of those that are lost or do not end."""
+    end = time.monotonic() + ENDED
+    answers = {ticket: _ask_for(asked, ticket, number, end, wrong) for ticket, number in sent.items()}
+    return {ticket: said for ticket, said in answers.items() if said is not None}
+
+
+def _ask_for(
+    asked: Asked, ticket: str, number: int, end: float, wrong: list[tuple[str, str]]
+) -> tuple[str, str] | None:
     while True:
         status = asked.ask(f"/api/queue/status/{ticket}")
         if status is None or status.status[:3] == "503":
-            return  # found
+            return None  # found
         if status.status[:3] != "200":
-            wrong.append(("lost", f"{status.status}, and it was accepted"))
-            return
+            return "lost", f"{status.status}, and it was accepted"
         state = status.json()["status"]
         if state == "failed":
-            return  # found, and its owner is told
+            return None  # found, and its owner is told
         if state == "completed":
             break
         if time.monotonic() > end:
-            wrong.append(("stuck", f"{state} for ever"))
-            return
+            return "stuck", f"{state} for ever"
         time.sleep(0.01)  # waits for a replay
     result = asked.ask(f"/api/queue/result/{ticket}")
     if result is None or result.status[0] == "5":
-        return  # found
+        return None  # found
     if result.status[:3] in {"404", "410"}:  # the line was begun anew in between, or else
-        wrong.append(("lost", f"the result is {result.status}, and it was completed"))
-    elif (result.status, result.body) != ("200 OK", answer(body(number))):
+        return "lost", f"the result is {result.status}, and it was completed"
+    if (result.status, result.body) != ("200 OK", answer(body(number))):
         wrong.append(("wrong answer", f"{result.status}, {len(result.body)} bytes"))
+    return None

@@ -110,6 +110,11 @@ class Bodies:
             except OSError:
                 pass
 
+    def refuse_lost(self, stored: Stored) -> None:
+        """Raise StoreUnavailable if the file is gone: the line was begun anew since it was written (mending.py)."""
+        if stored.file is not None and not (self._directory / stored.file).exists():
+            raise StoreUnavailable(f"The body {stored.file} was put aside with what was in the line before.")
+
     def sweep(self, named: Callable[[], Collection[str]], *, now: float) -> None:
         """Remove the files that nobody names and that are too old to be named yet.
 

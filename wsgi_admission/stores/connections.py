@@ -99,6 +99,8 @@ def connect(path: Path, *, patience: float, made: bool = True) -> Connection:
     connection.text_factory = _TEXT
     try:
         connection.execute("PRAGMA wal_autocheckpoint = 0")
+        # What is erased is overwritten, as some builds of SQLite do without being told.
+        connection.execute("PRAGMA secure_delete = ON")
         if made:
             # Only now: SQLite reads the file with the next statement, and whoever empties it may do so at any time.
             _refuse_empty(path)
@@ -134,6 +136,11 @@ def unavailable(path: Path, error: Exception | str) -> StoreUnavailable:
 def is_damage(error: BaseException) -> bool:
     """Whether SQLite says that the content of the file is broken, or something that could come of it."""
     return is_broken(error) or (isinstance(error, sqlite3.DatabaseError) and bool(_PERHAPS.search(str(error))))
+
+
+def is_read_only(error: BaseException) -> bool:
+    """Whether SQLite says that it may only read: the system has it so, or a byte of the header."""
+    return isinstance(error, sqlite3.OperationalError) and "readonly database" in str(error)
 
 
 def is_broken(error: BaseException) -> bool:
@@ -220,6 +227,8 @@ class Connections(forks.Forkable):
             self.refuse_moved()
         except BaseException as error:
             _roll_back(connection)
+            if is_read_only(error):
+                connection.generation = -1  # to one that is open this is so for good
             if isinstance(error, (sqlite3.Error, OSError, Tripped)):
                 raise self.failed(error) from error
             raise
@@ -240,7 +249,7 @@ class Connections(forks.Forkable):
 
     def failed(self, error: Exception) -> StoreUnavailable:
         """Return what to raise for an error, and remember if it tells of damage."""
-        self.damaged = self.damaged or is_damage(error)
+        self.damaged = self.damaged or is_damage(error) or is_read_only(error)
         self.broken = self.broken or is_broken(error)
         return unavailable(self.path, error)
 

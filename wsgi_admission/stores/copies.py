@@ -95,16 +95,49 @@ def finish(path: Path) -> Path | None:
     finished = [copy for copy in aside(path) if copy != unfinished.name]
     for old in finished[KEPT - 1 :]:  # the first ones have what was there when the trouble began
         _remove(path.with_name(old))
+        shutil.rmtree(path.with_name(f"{old}.bodies"), ignore_errors=True)
     name = f"{path.name}{ASIDE}{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
     copy = path.with_name(next(name for name in names if name not in finished))
-    for end in ("-wal", ""):
+    with suppress(OSError):
+        _kept_bodies(path).rmdir()  # there were none
+    for end in (".bodies", "-wal", ""):
         with suppress(FileNotFoundError):
             Path(f"{unfinished}{end}").rename(f"{copy}{end}")
     return copy
 
 
+def put_bodies_aside(path: Path) -> None:
+    """Move the large bodies to the copy, before the line begins anew: what is there afterwards is the new line's."""
+    bodies, kept = _bodies(path), _kept_bodies(path)
+    try:
+        bodies.rename(kept)
+    except FileNotFoundError:
+        kept.mkdir(mode=0o700, exist_ok=True)
+    except OSError:  # some are there, of an attempt that did not come to its end
+        for file in bodies.iterdir():
+            file.rename(kept / file.name)
+
+
+def take_bodies_back(path: Path) -> None:
+    """Undo that, if nobody has written others meanwhile: then the next attempt moves them too."""
+    with suppress(OSError):
+        _kept_bodies(path).rename(_bodies(path))
+
+
+def has_bodies(path: Path) -> bool:
+    """Whether they were moved, if there were any: the line begins anew."""
+    return _kept_bodies(path).is_dir()
+
+
+def _bodies(path: Path) -> Path:
+    return path.with_name(f"{path.name}.bodies")
+
+
+def _kept_bodies(path: Path) -> Path:
+    return Path(f"{_unfinished(path)}.bodies")
+
+
 def _remove(copy: Path) -> None:
     for end in ("", "-wal"):
         Path(f"{copy}{end}").unlink(missing_ok=True)
-    shutil.rmtree(f"{copy}.bodies", ignore_errors=True)

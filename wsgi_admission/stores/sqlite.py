@@ -77,7 +77,7 @@ class SQLiteStore(Store):
             if known is None:
                 refuse_full(self._path, lambda sql: connection.execute(sql).fetchall())
                 known = rows.add(connection, self._line, ticket, now=now)
-                rows.keep(connection, "put_request", known.number, stored)
+                self._keep(connection, "put_request", known.number, stored)
                 if key:
                     connection.execute(SQL["keep_key"], {**asked, "number": known.number})
                 return known
@@ -162,7 +162,7 @@ class SQLiteStore(Store):
             after = moves.finished(before, state, now=now, **how)
             erased = rows.move(connection, self._line, before, after, now=now)
             if stored is not None and after.state is state:
-                rows.keep(connection, "put_response", after.number, stored)
+                self._keep(connection, "put_response", after.number, stored)
             elif stored is not None and stored.file is not None:
                 erased.append(stored.file)
             if after.state is State.COMPLETED:
@@ -330,6 +330,10 @@ class SQLiteStore(Store):
         """Close every connection."""
         self._watch.close()
         self._connections.close()
+
+    def _keep(self, connection: sqlite3.Connection, statement: str, number: int, stored: Stored) -> None:
+        self._bodies.refuse_lost(stored)
+        rows.keep(connection, statement, number, stored)
 
     def _named(self, ticket_id: str) -> dict[str, str]:
         return {"line": self._line, "id": ticket_id}
