@@ -23,7 +23,7 @@ def test_a_request_that_has_ended_is_overwritten_in_the_database(
     connect = sqlite3.connect
 
     def as_built_by_most(*args: Any, **options: Any) -> sqlite3.Connection:
-        connection = connect(*args, **options)
+        connection: sqlite3.Connection = connect(*args, **options)
         connection.execute("PRAGMA secure_delete = OFF")
         return connection
 

@@ -148,6 +148,43 @@ def test_a_reload_with_a_broken_configuration_keeps_the_old_one(tmp_path: Path) 
         assert "did you mean 'max_concurrent'?" in site.text()
 
 
+USED_UP = """
+def post_worker_init(worker):
+    import errno, threading
+    from wsgi_admission import host
+
+    def born(_pid):
+        raise OSError(errno.ENFILE, "Too many open files in system")
+
+    def start(thread, begin=threading.Thread.start):
+        if thread.name.startswith("wsgi-admission"):
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    if worker.age == 1:
+        host.born = born
+    elif worker.age == 2:
+        threading.Thread.start = start
+"""
+
+
+def test_workers_that_find_files_or_threads_used_up_take_nobody_with_them(tmp_path: Path) -> None:
+    """Catches: a master that ends, and the site with it, because one of its workers could not have a line just now."""
+    with gunicorn(tmp_path, ini(tmp_path, QUEUE_ALL), settings=f"workers = 3\n{USED_UP}") as site:
+        pids = until(lambda: len(found := {worker.pid for worker in workers(site)}) == 4 and found, "all workers")
+        answers: set[int] = set()
+
+        def both() -> bool:
+            answers.add(site.ask("/pid").status)
+            return {200, 202} <= answers
+
+        until(both, "a request that ran at once, and one that was queued")
+        assert answers <= {200, 202, 503}
+        assert {worker.pid for worker in workers(site)} == pids
+        assert stop(site.process) == 0
+        assert "Traceback" not in site.text()
+
+
 def test_a_worker_that_leaves_hands_its_ticket_back_to_its_place(tmp_path: Path) -> None:
     """Catches: TERM that leaves a ticket in processing until its lease runs out, or counts it as a crash."""
     config = ini(tmp_path, QUEUE_ALL)

@@ -82,3 +82,27 @@ def test_a_process_that_cannot_be_looked_at_is_not_dead(monkeypatch: pytest.Monk
     monkeypatch.setattr(Path, "read_text", none_left)
     with pytest.raises(OSError, match="Too many"):
         host.born(os.getpid())
+
+
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.EACCES, errno.EPERM])
+def test_a_system_that_keeps_its_boot_to_itself_has_none(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """Catches: no line where there is no /proc, or a profile of the kernel's closes it."""
+
+    def kept(*_args: Any, **_keys: Any) -> str:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "read_text", kept)
+    assert host.boot_id() == ""
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_a_boot_that_cannot_be_read_just_now_is_not_none(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """Catches: a process that had no descriptor left for a moment, and takes all leases for those of another boot."""
+
+    def none_left(*_args: Any, **_keys: Any) -> str:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "read_text", none_left)
+    for read in (host.boot_id, host.name):
+        with pytest.raises(OSError, match=os.strerror(code)):
+            read()

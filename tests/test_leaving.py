@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,6 +44,33 @@ def watcher(middleware: AdmissionMiddleware, **limits: float) -> Leaving:
     made = Leaving(SimpleNamespace(alive=False, ppid=os.getppid(), cfg=cfg), middleware)
     made._thread.join(10)
     return made
+
+
+def test_a_worker_without_a_thread_to_watch_leaves_in_order_all_the_same(
+    middleware: AdmissionMiddleware, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches: gunicorn that ends the whole site when a worker finds no thread left; what runs there, cut off."""
+
+    def none_left(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    drained: list[float] = []
+    monkeypatch.setattr(middleware, "drain", drained.append)
+    cfg = SimpleNamespace(graceful_timeout=30, timeout=30)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none_left)
+        made = [Leaving(SimpleNamespace(alive=False, ppid=os.getppid(), pid=7, cfg=cfg), middleware) for _ in range(2)]
+        made[0].watch()
+        assert drained == []
+        made[0].finish()
+    assert drained == [28.0]
+    assert "process 7 will notice late that it is to leave" in caplog.text
+    made[1].watch()
+    made[1]._thread.join(10)
+    assert drained == [28.0, 28.0]
+    made[1].watch()
+    made[1].finish()
+    assert drained == [28.0, 28.0]
 
 
 def started(middleware: AdmissionMiddleware) -> bool:

@@ -114,8 +114,12 @@ def test_what_an_app_writes_cannot_steer_a_terminal(caplog: pytest.LogCaptureFix
 
 def test_what_an_app_raises_passes_for_no_event_and_cannot_steer_a_terminal(caplog: pytest.LogCaptureFixture) -> None:
     """Catches: a line of its own, or a terminal's command, that a request put into an error of the app."""
-    try:
+
+    def app() -> None:
         raise RuntimeError("bad prompt \x1b[31m\n2026-01-01 12:00:00,000 [1] [INFO] line.resumed\r\u2028ü")
+
+    try:
+        app()
     except RuntimeError:
         log.exception("the replay failed")
     (record,) = caplog.records

@@ -193,11 +193,12 @@ def test_a_large_body_that_was_put_aside_before_its_row_is_there_is_refused(
 
     mine = ticket()
     monkeypatch.setattr(Bodies, "_write", mended_meanwhile)
+    steps = {
+        "request": lambda: other.put(mine, recording(LARGE), now=20),
+        "response": lambda: other.finish(mine.id, 1, State.COMPLETED, recording(LARGE), now=20),
+    }
     with pytest.raises(StoreUnavailable, match="put aside"):
-        if what == "request":
-            other.put(mine, recording(LARGE), now=20)
-        else:
-            other.finish(mine.id, 1, State.COMPLETED, recording(LARGE), now=20)
+        steps[what]()
     if what == "request":
         with pytest.raises(UnknownTicket):
             store.get(mine.id)

@@ -349,6 +349,65 @@ def test_a_store_is_closed_again_when_the_slots_cannot_be_opened(tmp_path: Path)
     del told  # until here its traceback keeps a forgotten store from being closed by chance
 
 
+#: What a process finds used up when it starts: what its birth, its boot and its file systems are read by, or one of
+#: the threads that it needs, two to keep house and two to replay.
+USED_UP = ("stat", "boot_id", "mountinfo", 1, 2, 3, 4)
+
+
+def use_up(patch: pytest.MonkeyPatch, what: str | int) -> None:
+    """Let a file not be opened, or the thread of this number not be started at each attempt."""
+    if isinstance(what, str):
+        reading = Path.read_text
+
+        def read(file: Path, *args: str) -> str:
+            if file.name == what:
+                raise OSError(errno.ENFILE, "Too many open files in system")
+            return reading(file, *args)
+
+        patch.setattr(Path, "read_text", read)
+        return
+    starting = threading.Thread.start
+    asked = 0
+
+    def start(thread: threading.Thread) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == what:
+            asked = 0
+            raise RuntimeError("can't start new thread")
+        starting(thread)
+
+    patch.setattr(threading.Thread, "start", start)
+
+
+@pytest.mark.parametrize("what", USED_UP)
+def test_a_process_that_cannot_be_started_just_now_answers_and_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sites: list[Site], what: str | int
+) -> None:
+    """Catches: an error for the server, which may end it; threads that claim and no housekeeper; files left open."""
+    monkeypatch.setattr("wsgi_admission.middleware.REOPEN_INTERVAL", 1e-9)
+    site = Site()
+    sites.append(site)
+    config = sqlite_config(tmp_path / "admission.db", mode=Mode.QUEUE_ALL, max_concurrent=2, worker_threads=2)
+    site.middleware = AdmissionMiddleware(site.app, config)
+    others = set(threading.enumerate())
+    with closing(open_store(config.store.url)) as store:
+        kept = store.put(ticket(route="image"), recording(), now=time.time())
+        opened = None
+        with monkeypatch.context() as patch:
+            use_up(patch, what)
+            for _ in range(20):
+                assert site.call().status == "200 OK"
+                assert site.middleware.started() is None
+                opened = opened or open_files(tmp_path)
+            assert open_files(tmp_path) == opened
+        until(lambda: set(threading.enumerate()) <= others, "the end of all threads")
+        assert store.get(kept.id).attempt == 0, "it was claimed"
+        assert store.statistics(now=time.time()).workers == (), "nobody replays"
+        assert site.call().status == "202 Accepted"
+        until(lambda: store.get(kept.id).state.final, "its end")
+
+
 def test_a_store_that_cannot_be_opened_is_tried_again_after_a_second_and_not_before(
     monkeypatch: pytest.MonkeyPatch, sites: list[Site]
 ) -> None:
@@ -376,6 +435,73 @@ def test_a_store_that_cannot_be_opened_is_tried_again_after_a_second_and_not_bef
     now[0] = 103.3
     assert site.call().status == "202 Accepted"
     assert attempts == [100.0, 101.1, 102.2, 103.3]
+
+
+ANOTHER = """
+import sys
+from tests.test_middleware import Site
+from tests.wsgi import call
+from wsgi_admission import AdmissionMiddleware
+
+print(call(AdmissionMiddleware(Site().app, sys.argv[1], replays=False), "/image", "POST").status)
+"""
+
+
+def another(config: Path) -> str:
+    """Return what another process answers."""
+    asked = subprocess.run(
+        [sys.executable, "-c", ANOTHER, str(config)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60, check=True, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    return asked.stdout.strip()
+
+
+def test_the_processes_of_a_host_share_its_slots_also_while_the_store_cannot_be_opened(
+    tmp_path: Path, sites: list[Site]
+) -> None:
+    """Catches: max_concurrent runs for each process, just when the machine is in trouble; runs that nobody counts."""
+    config = ini(tmp_path, "[admission]\nmax_concurrent = 1\n[route:image]\npath = /image\n")
+    database = tmp_path / "admission.db"
+    database.mkdir()
+    site = Site()
+    sites.append(site)
+    site.middleware = AdmissionMiddleware(site.app, config, replays=False)
+    status, answer = site.open()
+    assert (status, another(config)) == ("200 OK", "503 Service Unavailable")
+    answer.close()
+    status, answer = site.open()
+    assert status == "200 OK"
+    database.rmdir()
+    later = AdmissionMiddleware(site.app, config, replays=False)
+    with closing(later):
+        assert later.process().slots.in_use() == 1
+        answer.close()
+        assert later.process().slots.in_use() == 0
+
+
+@pytest.mark.parametrize("why", ["no file", "no locks"])
+def test_without_a_store_and_slots_that_can_be_shared_a_process_has_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sites: list[Site], why: str
+) -> None:
+    """Catches: a site that answers nobody, or runs whatever comes, because its disk is in trouble."""
+    config = ini(tmp_path, "[admission]\nmax_concurrent = 1\n[route:image]\npath = /image\n")
+    (tmp_path / "admission.db").mkdir()
+    site = Site()
+    sites.append(site)
+    site.middleware = AdmissionMiddleware(site.app, config, replays=False)
+    if why == "no file":
+        (tmp_path / "admission.db-main.slots").mkdir()
+    else:
+
+        def fail(*_args: Any) -> Any:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr("wsgi_admission.locks.fcntl.fcntl", fail)
+        monkeypatch.setattr("wsgi_admission.locks.fcntl.lockf", fail)
+    for _ in range(2):
+        status, answer = site.open()
+        assert (status, site.call().status) == ("200 OK", "503 Service Unavailable")
+        answer.close()
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")

@@ -597,6 +597,22 @@ def test_a_file_that_cannot_be_made_is_told_with_its_path(path: Path) -> None:
         HostSlots(path, 5, {})
 
 
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOSPC, errno.EIO])
+def test_a_file_that_cannot_be_opened_just_now_is_waited_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Catches: a process that gives up for good, or a server that does not start, because of a moment's shortage."""
+
+    def fail(*_args: Any) -> int:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", fail)
+        with pytest.raises(StoreUnavailable, match=rf"The file of slots {path} cannot be opened: {os.strerror(code)}"):
+            HostSlots(path, 5, {})
+    assert HostSlots(path, 5, {}).in_use() == 0
+
+
 def test_the_file_is_opened_once_in_a_process(path: Path) -> None:
     """Catches: a descriptor for each object, which runs a process out of them."""
 

@@ -116,6 +116,38 @@ def test_a_lease_of_another_boot_has_run_out(path: Path) -> None:
         assert store.requeue_expired(now=9) == 0
 
 
+@pytest.mark.parametrize(("first", "second"), [("", "told"), ("told", "")])
+def test_a_boot_that_the_system_does_not_tell_is_no_other_one(path: Path, first: str, second: str) -> None:
+    """Catches: a process that cannot read the boot, and each second takes all that runs on the host for crashed."""
+    with closing(SQLiteStore(path, boot=first, clock=lambda: 20.0)) as store:
+        store.put(ticket(), recording(), now=0)
+        run_one(store)
+    with closing(SQLiteStore(path, boot=second, clock=lambda: 40.0)) as store:
+        assert store.requeue_expired(now=9) == 0
+    with closing(SQLiteStore(path, boot=second, clock=lambda: 50.0)) as store:
+        assert store.requeue_expired(now=9) == 1, "its time is over all the same"
+
+
+@pytest.mark.parametrize("file", ["/proc/sys/kernel/random/boot_id", "/proc/self/mountinfo"])
+def test_what_the_system_cannot_tell_just_now_is_waited_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """Catches: a store on a network file system, or without a boot, because a descriptor was missing for a moment."""
+    reading = Path.read_text
+
+    def read(asked: Path, *args: str) -> str:
+        if asked == Path(file):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return reading(asked, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", read)
+        with pytest.raises(StoreUnavailable, match="Too many open files"):
+            SQLiteStore(path)
+        assert not path.exists()
+    SQLiteStore(path).close()
+
+
 # The files
 
 

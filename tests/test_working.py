@@ -453,7 +453,9 @@ def test_processes_go_on_when_no_further_one_can_be_started(place: Place) -> Non
         descriptors = psutil.Process(working.process.pid).num_fds()
         crowded.touch()
         working.signal(signal.SIGHUP)
-        told = "the reload is given up, the old processes stay: no process can be started: [Errno 11] too many processes"
+        told = (
+            "the reload is given up, the old processes stay: no process can be started: [Errno 11] too many processes"
+        )
         until(lambda: told in working.text(), "the end of the reload")
         assert {child.pid for child in working.children()} == old
         assert psutil.Process(working.process.pid).num_fds() == descriptors

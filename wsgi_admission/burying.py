@@ -21,7 +21,7 @@ def bury_dead(store: Store, here: Worker, *, now: float) -> None:
     :param here: how this process reports itself.
     :param now: seconds since the epoch.
     """
-    if host.born(here.pid) != here.born:
+    if not here.born or host.born(here.pid) != here.born:
         return  # this host does not tell
     for worker in store.statistics(now=now).workers:
         if worker.host == here.host and worker.born and not _lives(worker):

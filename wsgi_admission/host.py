@@ -18,22 +18,35 @@ def clock() -> float:
     return time.clock_gettime(_CLOCK)
 
 
-def boot_id() -> str:
-    """Return what differs after each boot, or an empty string where the system does not tell."""
+def told(path: str) -> str:
+    """Return the text of one of the kernel's files; empty where there is none, or it is kept from this process.
+
+    :raises OSError: when it cannot be read just now: no more files can be opened, say.
+    """
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-    except OSError:
+        return Path(path).read_text("utf-8", "surrogateescape")
+    except (FileNotFoundError, PermissionError):
         return ""
+
+
+def boot_id() -> str:
+    """Return what differs after each boot, or an empty string where the system does not tell.
+
+    :raises OSError: as `told` does.
+    """
+    return told("/proc/sys/kernel/random/boot_id").strip()
 
 
 def name() -> str:
     """Return what names this machine, its boot, and the name space in which its process ids count.
 
     Two containers of one machine have different processes under the same ids.
+
+    :raises OSError: when it cannot be found out just now.
     """
     try:
         space = str(Path("/proc/self/ns/pid").stat().st_ino)
-    except OSError:
+    except (FileNotFoundError, PermissionError):
         space = ""
     return ":".join((socket.gethostname(), boot_id(), space))
 

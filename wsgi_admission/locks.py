@@ -18,6 +18,7 @@ Offsets fall into regions of ``2**20`` bytes, each of them counted by itself.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import functools
 import os
@@ -32,6 +33,10 @@ from wsgi_admission.errors import StoreError, StoreUnavailable
 _REGION_BITS = 20
 #: Bytes in a region: the largest limit.
 REGION = 1 << _REGION_BITS
+#: Errors of the system that trying again does not mend.
+PERMANENT = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
+)
 # struct flock of 64-bit Linux: type, whence, start, length, pid, padding to the alignment of off_t.
 _FLOCK = struct.Struct("@hhqqi0q")
 
@@ -163,7 +168,7 @@ def open_ledger(path: Path) -> Ledger:
         descriptor = os.open(path, flags, 0o600)
         identity = _identity(path, os.fstat(descriptor))
     except OSError as error:
-        raise StoreError(f"The file of slots {path} cannot be opened: {error.strerror}.") from error
+        raise _failed(f"The file of slots {path} cannot be opened", error) from error
     # Of two threads the second leaves its descriptor open: to close it would drop the locks of the first.
     return _files.setdefault(identity, _FileLedger(descriptor))
 
@@ -178,6 +183,11 @@ def _identity(path: Path, status: os.stat_result) -> tuple[int, int, int]:
     return os.getpid(), status.st_dev, status.st_ino
 
 
+def _failed(what: str, error: OSError) -> StoreError:
+    kind = StoreError if error.errno in PERMANENT else StoreUnavailable
+    return kind(f"{what}: {error.strerror}.")
+
+
 def make_private(folder: Path) -> None:
     """Make a folder with mode 0700 if it is missing.
 
@@ -187,6 +197,6 @@ def make_private(folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.lstat()
     except OSError as error:
-        raise StoreError(f"The folder {folder} cannot be made: {error.strerror}.") from error
+        raise _failed(f"The folder {folder} cannot be made", error) from error
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
         raise StoreError(f"The folder {folder} must be this user's own, with mode 0700, and no link.")

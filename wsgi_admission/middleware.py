@@ -42,8 +42,8 @@ from wsgi_admission.receiving import Body
 from wsgi_admission.replay import MARK, Recording, queueable, record
 from wsgi_admission.routes import API, Table
 from wsgi_admission.running import App, run
-from wsgi_admission.slotfile import route_limits
-from wsgi_admission.slots import LocalSlots, Slot, Slots
+from wsgi_admission.slotfile import SpareSlots
+from wsgi_admission.slots import Slot, Slots
 from wsgi_admission.stores import check_url
 from wsgi_admission.stores.absent import absent
 from wsgi_admission.ticket import Ticket
@@ -114,8 +114,7 @@ class AdmissionMiddleware:
         self._inherited: Process | None = None
         self._starting = threading.Lock()
         self._failed_at = -REOPEN_INTERVAL
-        # What limits direct runs while there is no store to share slots beside.
-        self._spare_slots = LocalSlots(self.config.admission.max_concurrent, route_limits(self.config))
+        self._spare_slots = SpareSlots(self.config)
         load = self.config.load
         self._spare_meter = LoadMeter(
             threshold=load.threshold, resume=load.resume, cpu_threshold=None, memory_threshold=None, sensors=()

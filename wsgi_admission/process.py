@@ -9,6 +9,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 
 from wsgi_admission import host, logs
@@ -16,7 +17,7 @@ from wsgi_admission.burying import bury_dead
 from wsgi_admission.chores import AGAIN, Chore, Housekeeper
 from wsgi_admission.config import Config
 from wsgi_admission.deadlines import Deadlines
-from wsgi_admission.errors import StoreError
+from wsgi_admission.errors import StoreError, StoreUnavailable
 from wsgi_admission.load import Load, LoadMeter
 from wsgi_admission.logs import event
 from wsgi_admission.passing import Passing, line_reader
@@ -110,12 +111,20 @@ class Process:
         bury_dead(self.store, self.pool.worker, now=time.time())
 
     def replay(self) -> None:
-        """Begin to replay.  The report comes first: whoever finds this process dead then knows what it ran."""
+        """Begin to replay.  The report comes first: whoever finds this process dead then knows what it ran.
+
+        :raises RuntimeError: when the system has no thread left for it; it can be tried again.
+        """
         try:
             self.store.report(self.pool.worker, now=time.time())
         except StoreError as error:
             event(log, "store.failing", level=logging.WARNING, step="report", error=error)
-        self.pool.start()
+        try:
+            self.pool.start()
+        except RuntimeError:
+            with suppress(StoreError):
+                self.store.report(replace(self.pool.worker, threads=0), now=time.time())
+            raise
         event(log, "process.started", pid=self.pid, threads=self.pool.worker.threads)
 
     def report(self) -> None:
@@ -164,15 +173,29 @@ def start_process(
 
     :param replays: whether queued requests run in this process too.
     :param server: what the server in front of this process is like.
-    :raises StoreError: when the store or the slots cannot be opened; nothing stays open then.
+    :raises StoreError: when the store or the slots cannot be opened, or something else that the system does not give
+        just now; nothing stays open or goes on then.
     """
     logs.use(config.log.format)
-    store = open_store(config.store.url, name=config.admission.name, durability=config.store.durability)
     try:
-        slots = open_slots(config)
-    except StoreError:
-        store.close()
-        raise
+        with ExitStack() as undoing:
+            store = open_store(config.store.url, name=config.admission.name, durability=config.store.durability)
+            undoing.callback(store.close)
+            process = _assemble(app, config, identify, store, server)
+            undoing.callback(process.housekeeper.stop)
+            process.housekeeper.start()  # first: what is claimed must be renewed
+            if replays:
+                process.replay()
+            undoing.pop_all()
+    except (OSError, RuntimeError) as error:
+        # Files or threads are used up, say.  Another error reaches the server, and gunicorn ends the whole site.
+        raise StoreUnavailable(f"This process lacks something that it needs for the line: {error}.") from error
+    return process
+
+
+def _assemble(app: App, config: Config, identify: Resolver, store: Store, server: Server) -> Process:
+    """Make the parts of this process; nothing of it runs yet."""
+    slots = open_slots(config)
     options, admission = config.load, config.admission
     meter = LoadMeter(
         threshold=options.threshold,
@@ -195,7 +218,7 @@ def start_process(
         pid=pid,
         threads=admission.worker_threads,
         slots=admission.max_concurrent,
-        born=host.born(pid) or 0.0,
+        born=_born(pid),
     )
     deadlines = Deadlines(store, _max_wait(config), reason=messages.expired)
     pool = Pool(
@@ -222,10 +245,15 @@ def start_process(
         alone=config.store.url == "memory://",
     )
     process.housekeeper = Housekeeper(_quick_chores(process, meter), _long_chores(process, config, deadlines))
-    if replays:
-        process.replay()
-    process.housekeeper.start()
     return process
+
+
+def _born(pid: int) -> float:
+    """Return when this process began, as its reports tell it: 0.0 where that is not to be found out."""
+    try:
+        return host.born(pid) or 0.0
+    except PermissionError:
+        return 0.0
 
 
 def _quick_chores(process: Process, meter: LoadMeter) -> list[Chore]:

@@ -20,7 +20,8 @@ from pathlib import Path
 from wsgi_admission.errors import StoreError
 from wsgi_admission.locks import REGION, Ledger, open_ledger
 
-_HOST = 0
+#: The region of the slots of the host.
+HOST = 0
 #: The region of `Slots.turn`, beyond those of the routes.
 _TURN = 1 << 33
 #: Seconds after which nobody waits for a turn any longer.
@@ -86,7 +87,7 @@ class Slots(abc.ABC):
         """
         ledger = self._ledger()
         with ledger.lock:
-            host = ledger.take(_HOST, self._limit)
+            host = ledger.take(HOST, self._limit)
         if host is None:
             return None
         slot = Slot(ledger, host)
@@ -145,11 +146,11 @@ class Slots(abc.ABC):
 
     def in_use(self) -> int:
         """Return how many slots of the host are taken, at most its limit."""
-        return min(self._limit, self._ledger().count(_HOST))
+        return min(self._limit, self._ledger().count(HOST))
 
     def full(self, route: str) -> bool:
         """Whether the route's own limit is reached; never for a route that has none."""
-        region, limit = self._regions.get(route, (_HOST, 0))
+        region, limit = self._regions.get(route, (HOST, 0))
         return bool(limit) and self._ledger().count(region) >= limit
 
 

@@ -92,10 +92,7 @@ class Pool:
         self._store_fails = False
         self._lost: set[tuple[str, int]] = set()
         self._told: set[tuple[str, int]] = set()
-        self._threads = [
-            threading.Thread(target=self._work, name=f"wsgi-admission-replay-{i + 1}", daemon=True)
-            for i in range(worker.threads)
-        ]
+        self._threads: list[threading.Thread] = []
 
     @property
     def claims(self) -> bool:
@@ -103,10 +100,24 @@ class Pool:
         return self.started and not self._stopping.is_set()
 
     def start(self) -> None:
-        """Start the threads, once."""
-        self.started = True
-        for thread in self._threads:
-            thread.start()
+        """Start the threads, once.
+
+        :raises RuntimeError: when the system has not so many left; then none goes on, and it can be tried again.
+        """
+        threads = [
+            threading.Thread(target=self._begin, name=f"wsgi-admission-replay-{i + 1}", daemon=True)
+            for i in range(self.worker.threads)
+        ]
+        with self._changed:
+            for thread in threads:
+                thread.start()
+            self._threads, self.started = threads, True
+
+    def _begin(self) -> None:
+        with self._changed:  # nothing is claimed before all of them are there
+            wanted = threading.current_thread() in self._threads
+        if wanted:
+            self._work()
 
     def wake(self) -> None:
         """Tell one idle thread that the line has changed.  A thread that finds work tells the next one."""

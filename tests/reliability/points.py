@@ -26,10 +26,11 @@ class Points:
     :param number: at which, from 1 on; 0: at none.
     :param act: is given the function that is about to be called; it kills the process, or raises what that raises.
     :param threads: count those of the threads that begin inside the block instead, to their end.
+    :param times: at how many in a row; where ``act`` raises the thread has to say `again` in between.
     """
 
-    def __init__(self, number: int, act: Callable[[Any], None], *, threads: bool = False) -> None:
-        self._number, self._act = number, act
+    def __init__(self, number: int, act: Callable[[Any], None], *, threads: bool = False, times: int = 1) -> None:
+        self._numbers, self._act = range(number, number + times if number else 0), act
         self._install = threading.setprofile if threads else sys.setprofile
         self.passed = 0
 
@@ -43,12 +44,16 @@ class Points:
         self._install(None)
         return False
 
+    def again(self) -> None:
+        """Go on in this thread: Python has removed what raised."""
+        sys.setprofile(self._called)
+
     def _called(self, _frame: FrameType, event: str, function: Any) -> None:
         if event != "c_call":
             return
         if of_sqlite(function) or _of_files(function):
             self.passed += 1
-            if self.passed == self._number:
+            if self.passed in self._numbers:
                 self._act(function)
 
 

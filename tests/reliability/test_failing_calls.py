@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import shutil
 import sqlite3
+import threading
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
@@ -18,13 +19,16 @@ from tests.reliability.size import sized
 from tests.reliability.steps import LARGE, STEPS, contents, opened, sweep, template
 from tests.support import ini, until
 from tests.wsgi import Result, call
-from wsgi_admission import AdmissionMiddleware
+from wsgi_admission import AdmissionMiddleware, host
 from wsgi_admission.errors import StoreUnavailable
+from wsgi_admission.stores.sqlite import SQLiteStore
 
 #: At how many calls of each kind something fails: every so many-th.
 EVERY = sized(2, 1)
 #: Calls of the threads that replay and keep house at which something fails.
 REPLAYED = sized(100, 200)
+#: At how many calls of a start something fails: every so many-th.
+STARTS = sized(7, 1)
 #: errno -> what SQLite says of it.
 ERRORS = {
     errno.ENOSPC: "database or disk is full",
@@ -71,11 +75,15 @@ def test_a_step_of_which_a_call_fails_has_no_effect_and_can_be_done_again(
         path = shutil.copytree(start, quick_path / str(number)) / "line.db"
         with closing(opened(path)) as store:
             failed = False
-            try:
-                with Points(number, failing(number)):
-                    step(store)
-            except StoreUnavailable:
-                failed = True
+            for turn in range(2):
+                try:
+                    with Points(number, failing(number + turn)):
+                        step(store)
+                except StoreUnavailable:
+                    failed = True
+                else:
+                    failed = False
+                    break
             found = contents(path)
             if failed:
                 # Pruning goes on in steps of its own once the tickets are gone.
@@ -127,12 +135,13 @@ def test_a_202_has_a_row_whichever_call_fails(quick_path: Path, body: bytes) -> 
         other = set()
         for number in range(1, all_of_them.passed + 1, EVERY):
             known = site.rows()
-            with Points(number, failing(number)):
-                answer = site.post(body)
-            new = [ticket for ticket, _ in site.rows()[len(known) :]]
-            if answer.status == "202 Accepted":
-                assert new == [answer.json()["request_id"]], f"call {number} failed"
-            else:
+            for turn in range(2):
+                with Points(number, failing(number + turn)):
+                    answer = site.post(body)
+                new = [ticket for ticket, _ in site.rows()[len(known) :]]
+                if answer.status == "202 Accepted":
+                    assert new == [answer.json()["request_id"]], f"call {number} failed"
+                    break
                 other.add(answer.status)
                 assert new == [], f"{answer.status} after call {number} failed, and yet there is a ticket"
                 if answer.status == "203 Quite All Right":
@@ -148,6 +157,39 @@ def test_a_202_has_a_row_whichever_call_fails(quick_path: Path, body: bytes) -> 
         until(lambda: {state for _, state in replaying.rows()} == {"completed"}, "the last replay")
         assert replaying.rows() == [(ticket, "completed") for ticket, _ in kept]
     assert sweep(site.database) == set()
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["a new line", "an old line"])
+def test_a_start_of_which_a_call_fails_is_made_again(
+    quick_path: Path, monkeypatch: pytest.MonkeyPatch, *, old: bool
+) -> None:
+    """Catches: an error for the server, a start that is not tried again, one without a boot, a line that it empties."""
+    monkeypatch.setattr("wsgi_admission.middleware.REOPEN_INTERVAL", 1e-9)
+    start = quick_path / "start"
+    start.mkdir()
+    if old:
+        with closing(Site(start).app) as known:
+            call(known, "/echo", "POST", b"old")
+    with closing(Site(shutil.copytree(start, quick_path / "0")).app) as whole, Points(0, failing(0)) as all_of_them:
+        whole.process()
+    assert all_of_them.passed > 10
+    for number in range(1, all_of_them.passed + 1, STARTS):
+        site = Site(shutil.copytree(start, quick_path / str(number)))
+        with closing(site.app):
+            expected = ["queued"] * (old + 1)
+            for turn in range(2):
+                with Points(number, failing(number // STARTS + turn)):
+                    answer = site.post(b"body")
+                assert answer.status in {"202 Accepted", "203 Quite All Right"}, f"call {number} failed"
+                if answer.status == "202 Accepted":
+                    expected.append("queued")
+                    break
+            assert site.post(b"body").status == "202 Accepted", f"call {number} failed, and it was over"
+            store = site.app.process().store
+            assert isinstance(store, SQLiteStore)
+            assert store._boot == host.boot_id(), f"call {number} failed"
+            assert [state for _, state in site.rows()] == expected, f"call {number} failed"
+        shutil.rmtree(site.folder)
 
 
 def test_without_a_slot_whoever_cannot_be_kept_gets_a_503(quick_path: Path) -> None:
@@ -175,7 +217,20 @@ def test_without_a_slot_whoever_cannot_be_kept_gets_a_503(quick_path: Path) -> N
         assert refused > 0
 
 
-def test_whatever_call_fails_while_it_is_replayed_a_ticket_runs_once(quick_path: Path) -> None:
+def going_on(points: Points) -> Callable[..., None]:
+    """Return what is done when a `StoreUnavailable` is made: where a thread's call has failed, the next may too."""
+
+    def made(error: StoreUnavailable, *arguments: object) -> None:
+        Exception.__init__(error, *arguments)
+        if threading.current_thread() is not threading.main_thread():
+            points.again()
+
+    return made
+
+
+def test_whatever_call_fails_while_it_is_replayed_a_ticket_runs_once(
+    quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches: a run that begins again because its end could not be kept, a ticket or a thread left behind."""
     site = Site(quick_path)
     with closing(site.app):
@@ -188,7 +243,8 @@ def test_whatever_call_fails_while_it_is_replayed_a_ticket_runs_once(quick_path:
 
             ticket = site.post(LARGE[: 1 << 19]).json()["request_id"]
             with closing(AdmissionMiddleware(counting, ini(quick_path, QUEUE_ALL))) as replaying:
-                with Points(number, failing(number), threads=True):
+                with Points(number, failing(number), threads=True, times=1 + number // EVERY % 2) as points:
+                    monkeypatch.setattr(StoreUnavailable, "__init__", going_on(points))
                     replaying.process()
                 until(lambda: site.rows()[-1] == (ticket, "completed"), f"the end, after call {number} failed")  # noqa: B023 - called at once
                 assert len(ran) == 1, f"call {number} failed"

@@ -237,6 +237,7 @@ def _replay(worker: Any, leaving: Leaving) -> None:
     for listener in worker.sockets:
         listener.close()
     while leaving.wanted():
+        leaving.watch()
         if leaving.stuck():
             worker.log.error("Worker (pid:%s) leaves: most of its replay threads are stuck", worker.pid)
             worker.alive = False

@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 from wsgi_admission.errors import StoreError
@@ -38,8 +39,18 @@ class Leaving:
         self._without_replays_since: float | None = None
         limits = [limit for limit in (worker.cfg.graceful_timeout, worker.cfg.timeout) if limit]
         self._patience = max(0.0, min(limits, default=MARGIN) - MARGIN)
-        self._thread = threading.Thread(target=self._watch, name="wsgi-admission-leaving", daemon=True)
-        self._thread.start()
+        self._watched = False
+        self.watch()
+        if not self._watched:
+            log.error("no thread can be started: process %d will notice late that it is to leave", worker.pid)
+
+    def watch(self) -> None:
+        """Begin to watch, unless that is done; where the system has no thread left just now it can be tried again."""
+        if not self._watched:
+            self._thread = threading.Thread(target=self._watch, name="wsgi-admission-leaving", daemon=True)
+            with suppress(RuntimeError):
+                self._thread.start()
+                self._watched = True
 
     def wanted(self) -> bool:
         """Return whether gunicorn wants this process to go on."""
@@ -57,7 +68,10 @@ class Leaving:
     def finish(self) -> None:
         """Leave: return when nothing runs any more or all is handed back."""
         self._now.set()
-        if self._patience:
+        if not self._watched:
+            with suppress(StoreError):  # it is handed back by the next line, or when this process is found dead
+                self._middleware.drain(self._patience)
+        elif self._patience:
             self._thread.join(self._patience + MARGIN)
         self._middleware.close()
 

@@ -150,10 +150,10 @@ def store_url() -> Kind[str]:
         hidden = re.sub(r"([?&]password=)[^&]*", r"\1********", value)
         try:
             check(hidden)
-            password = r"[^@?]*"
+            end = r"[^@?]*"
         except ValueError:
-            password = ".*"  # nobody knows where it ends
-        return re.sub(rf"(://[^:@/]*:){password}@", r"\1********@", hidden)
+            end = ".*"  # nobody knows where it ends
+        return re.sub(rf"(://[^:@/]*:){end}@", r"\1********@", hidden)
 
     return string(
         "memory://, sqlite:///RELATIVE, sqlite:////ABSOLUTE, redis://HOST:PORT/DB, rediss:// (with TLS) or "

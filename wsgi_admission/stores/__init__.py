@@ -211,8 +211,9 @@ class Store(abc.ABC):
         It may stop once there were `AT_ONCE`, so that its caller can do other things before it goes on.  Each
         ticket goes whole or not at all, but not all in one step: a store may do it in batches, so that nobody has to
         wait long.
-        What tells 410 from 404 stays for `REMEMBER_GONE` seconds, in memory that of the last `GONE_KEPT`.  Also drops what no longer has any effect:
-        old minutes, dead workers, the finishes of clients that the virtual time has passed, orphaned files.
+        What tells 410 from 404 stays for `REMEMBER_GONE` seconds, in memory that of the last `GONE_KEPT`.  Also drops
+        what no longer has any effect: old minutes, dead workers, the finishes of clients that the virtual time has
+        passed, orphaned files.
         """
 
     @abc.abstractmethod

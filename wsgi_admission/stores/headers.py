@@ -21,7 +21,7 @@ _MAGIC = b"SQLite format 3\0"
 _EMPTY = struct.pack(">BHHHB", 13, 0, 0, _PAGE, 0)
 # Of the header: what is the same in all of ours, and where what follows the size, the free pages and the cookie is so.
 _CONSTANT, _CONSTANT_TOO = slice(0, 24), slice(56, 72)
-# Without the right version of the statements, and the right encoding, SQLite takes it for a database and cannot read it.
+# Without the right version of the statements, and encoding, SQLite takes it for a database and cannot read it.
 _FORMAT = (slice(44, 48), slice(56, 60))
 # Where the version is that SQLite must know to write, and the last that it does.
 _WRITE_VERSION, _NEWEST = 18, 2

@@ -7,7 +7,6 @@ was not made by this version.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import sqlite3
@@ -16,7 +15,9 @@ import time
 from importlib import resources
 from pathlib import Path
 
+from wsgi_admission import host
 from wsgi_admission.errors import StoreError, StoreMismatch
+from wsgi_admission.locks import PERMANENT
 from wsgi_admission.stores.checkpoints import host_lock
 from wsgi_admission.stores.connections import connect, patiently, unavailable
 
@@ -34,12 +35,6 @@ _NETWORK = re.compile(
 )
 
 
-#: Errors that trying again does not mend.
-_PERMANENT = frozenset(
-    {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
-)
-
-
 def script(name: str) -> str:
     """Return the text of an SQL file of this package."""
     return (resources.files("wsgi_admission.stores") / name).read_text("utf-8")
@@ -51,7 +46,7 @@ def prepare(path: Path, *, patience: float) -> None:
     :raises StoreError: when the file must not be used, with what is wrong.
     """
     try:
-        _make_folder(path)
+        make_folder(path)
         deadline = time.monotonic() + patience
         while not (os.path.lexists(path) or _make_new(path, patience)):
             if time.monotonic() >= deadline:
@@ -63,7 +58,7 @@ def prepare(path: Path, *, patience: float) -> None:
     except sqlite3.DatabaseError as error:
         raise StoreError(f"{path} is not a SQLite database that can be read: {error}.") from error
     except OSError as error:
-        if error.errno in _PERMANENT:
+        if error.errno in PERMANENT:
             raise StoreError(f"The store {path} cannot be made or opened: {error.strerror}.") from error
         raise unavailable(path, error) from error
 
@@ -96,11 +91,13 @@ def refuse_network(path: Path, mountinfo: str) -> None:
         )
 
 
-def _make_folder(path: Path) -> None:
-    try:
-        mountinfo = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape")
-    except OSError:
-        mountinfo = ""  # no Linux, or a closed jail: then nothing is known against the path
+def make_folder(path: Path) -> None:
+    """Make the folder in which a file is to lie, private to its owner; one that is there stays as it is.
+
+    :raises StoreError: when the file must not lie there: on a network file system, or where anybody could replace it.
+    :raises OSError: when the folder cannot be made.
+    """
+    mountinfo = host.told("/proc/self/mountinfo")  # empty in a closed jail: nothing is known against the path then
     refuse_network(path.parent, mountinfo)
     refuse_network(path, mountinfo)  # a single file can be mounted, too
     for folder in reversed([path.parent, *path.parent.parents]):

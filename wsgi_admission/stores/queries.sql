@@ -92,8 +92,11 @@ UPDATE tickets SET progress = :fraction, note = :note
 WHERE line = :line AND id = :id AND attempt = :attempt AND state = 'processing';
 
 -- name: expired
+-- An empty boot is that of a system that does not tell: it is no other one.
 SELECT {ticket} FROM tickets
-WHERE line = :line AND state = 'processing' AND (lease_until <= :clock OR lease_boot <> :boot) ORDER BY number;
+WHERE line = :line AND state = 'processing' AND (
+    lease_until <= :clock OR (lease_boot <> :boot AND lease_boot <> '' AND :boot <> '')
+) ORDER BY number;
 
 -- name: leased
 SELECT {ticket} FROM tickets WHERE line = :line AND state = 'processing' AND worker = :id ORDER BY number;

@@ -93,10 +93,11 @@ class RedisStore(Store):
             with nullcontext() if key else self._doubts.about(ticket.id):
                 answer = self._step("put", now, stored, body, kept(ticket, key=key, digest=digest), body=body)
             added = self._added(ticket, answer)
-            if added is None:
-                known = ticket_of(told(answer, ticket.id)[0])
-                self._chunks.discard(body)
-            return added or known
+            if added is not None:
+                return added
+            known = ticket_of(told(answer, ticket.id)[0])
+        self._chunks.discard(body)
+        return known
 
     def claim(self, worker: str, *, now: float, lease: float, routes: Collection[str]) -> Ticket | None:
         """Look up the first ticket of each route, and take the best of them."""

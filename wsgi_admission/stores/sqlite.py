@@ -22,7 +22,7 @@ from wsgi_admission.replay import Recording
 from wsgi_admission.stores import Store, copies, moves, pruning, rows, upkeep
 from wsgi_admission.stores.bodies import Bodies, Stored, WrongBody
 from wsgi_admission.stores.checkpoints import wal_race
-from wsgi_admission.stores.connections import Connections
+from wsgi_admission.stores.connections import Connections, unavailable
 from wsgi_admission.stores.records import AT_ONCE, WORKER_ALIVE, Counts, Minute, Passed, Statistics, Worker
 from wsgi_admission.stores.room import is_full, refuse_full
 from wsgi_admission.stores.rows import SQL
@@ -60,7 +60,10 @@ class SQLiteStore(Store):
         self._line = name
         self._durability = durability
         self._clock = clock
-        self._boot = host.boot_id() if boot is None else boot
+        try:
+            self._boot = host.boot_id() if boot is None else boot
+        except OSError as error:
+            raise unavailable(self._path, error) from error
         opened = time.time()
         upkeep.prepare(self._path, patience=patience)
         full = durability == "full"
