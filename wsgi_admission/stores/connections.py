@@ -138,11 +138,6 @@ def is_damage(error: BaseException) -> bool:
     return is_broken(error) or (isinstance(error, sqlite3.DatabaseError) and bool(_PERHAPS.search(str(error))))
 
 
-def is_read_only(error: BaseException) -> bool:
-    """Whether SQLite says that it may only read: the system has it so, or a byte of the header."""
-    return isinstance(error, sqlite3.OperationalError) and "readonly database" in str(error)
-
-
 def is_broken(error: BaseException) -> bool:
     """Whether SQLite says that the content of the file is broken, and nothing else can be the reason."""
     return isinstance(error, sqlite3.DatabaseError) and bool(_BROKEN.search(str(error)))
@@ -227,8 +222,6 @@ class Connections(forks.Forkable):
             self.refuse_moved()
         except BaseException as error:
             _roll_back(connection)
-            if is_read_only(error):
-                connection.generation = -1  # to one that is open this is so for good
             if isinstance(error, (sqlite3.Error, OSError, Tripped)):
                 raise self.failed(error) from error
             raise
@@ -249,7 +242,7 @@ class Connections(forks.Forkable):
 
     def failed(self, error: Exception) -> StoreUnavailable:
         """Return what to raise for an error, and remember if it tells of damage."""
-        self.damaged = self.damaged or is_damage(error) or is_read_only(error)
+        self.damaged = self.damaged or is_damage(error)
         self.broken = self.broken or is_broken(error)
         return unavailable(self.path, error)
 

@@ -15,16 +15,11 @@ from pathlib import Path
 from wsgi_admission.stores.beside import content, descriptor
 from wsgi_admission.stores.opening import APPLICATION_ID, SCHEMA_VERSION, empty
 
-# Of every database that we make: the size of the pages, how it begins, and what follows the header of an empty one.
+# The size of the pages of every database that we make, and what follows the header in one that has no tables.
 _PAGE = 4096
-_MAGIC = b"SQLite format 3\0"
 _EMPTY = struct.pack(">BHHHB", 13, 0, 0, _PAGE, 0)
 # Of the header: what is the same in all of ours, and where what follows the size, the free pages and the cookie is so.
 _CONSTANT, _CONSTANT_TOO = slice(0, 24), slice(56, 72)
-# Without the right version of the statements, and encoding, SQLite takes it for a database and cannot read it.
-_FORMAT = (slice(44, 48), slice(56, 60))
-# Where the version is that SQLite must know to write, and the last that it does.
-_WRITE_VERSION, _NEWEST = 18, 2
 # Sizes in the log and its index.
 _LOG_HEADER, _FRAME_HEADER, _INDEX_HEADER, _INDEX_BLOCK = 32, 24, 136, 32 << 10
 
@@ -35,37 +30,15 @@ def give(path: Path, *, anew: bool = False) -> None:
     :param anew: whether the page that it stands on is to be that of an empty database.
     """
     ours = _header()
-    for opened, place, found in _first_pages(path):
+    for file, place in [(path, 0), *_first_page_in_log(path)]:
+        opened = descriptor(file)
+        found = os.pread(opened, _PAGE, place)
         if anew or len(found) < _PAGE:
             os.pwrite(opened, (ours + _EMPTY).ljust(_PAGE, b"\0"), place)
-        elif all(found[part] != ours[part] for part in (_CONSTANT, _CONSTANT_TOO)):
-            os.pwrite(opened, ours, place)
-        else:
-            for part in (_CONSTANT, *_FORMAT):
-                os.pwrite(opened, ours[part], place + part.start)
+        elif found[_CONSTANT] != ours[_CONSTANT]:
+            hardly = found[_CONSTANT_TOO] == ours[_CONSTANT_TOO]
+            os.pwrite(opened, ours[_CONSTANT] if hardly else ours, place)
         os.fsync(opened)
-
-
-def is_wrong(path: Path) -> bool:
-    """Whether SQLite cannot read a file because of what is the same in all of ours."""
-    ours = _header()
-    pages = [found for _, _, found in _first_pages(path) if _begins_right(found)]
-    return any(found[part] != ours[part] for found in pages for part in _FORMAT)
-
-
-def is_to_come(path: Path) -> bool:
-    """Whether it says that it is of a format to come, to which SQLite does not write although it reads it."""
-    return any(_begins_right(found) and found[_WRITE_VERSION] > _NEWEST for _, _, found in _first_pages(path))
-
-
-def _begins_right(found: bytes) -> bool:
-    return len(found) == _PAGE and found.startswith(_MAGIC)
-
-
-def _first_pages(path: Path) -> list[tuple[int, int, bytes]]:
-    """Return the descriptor, the place and the content of each first page that counts."""
-    files = [(descriptor(file), place) for file, place in [(path, 0), *_first_page_in_log(path)]]
-    return [(opened, place, os.pread(opened, _PAGE, place)) for opened, place in files]
 
 
 def _first_page_in_log(path: Path) -> list[tuple[Path, int]]:
@@ -92,7 +65,7 @@ def _header() -> bytes:
     # The version that the size is valid for (the last but one) is not the current one: the size is that of the file.
     return struct.pack(
         ">16sHBBBBBB12I20xII",
-        *(_MAGIC, _PAGE, 2, 2, 0, 64, 32, 32),
+        *(b"SQLite format 3\0", _PAGE, 2, 2, 0, 64, 32, 32),
         *(1, 0, 0, 0, cookie, 4, 0, largest_root, 1, SCHEMA_VERSION, 1, APPLICATION_ID),
         *(0, 0),
     )

@@ -25,11 +25,12 @@ from pathlib import Path
 from wsgi_admission.stores import copies, forks, headers
 from wsgi_admission.stores.beside import is_emptied
 from wsgi_admission.stores.checkpoints import host_lock
-from wsgi_admission.stores.connections import is_damage, is_read_only
-from wsgi_admission.stores.opening import APPLICATION_ID, SCHEMA_VERSION, empty, has_wrong_bit, refuse_version, schema
+from wsgi_admission.stores.connections import is_damage
+from wsgi_admission.stores.opening import empty, refuse_version
 
 log = logging.getLogger("wsgi_admission.stores")
 
+_SCHEMA = "SELECT CAST(name AS BLOB), CAST(type AS BLOB), CAST(sql AS BLOB) FROM sqlite_master"
 #: Seconds between two looks through a database that shows no damage ...
 LOOK_EVERY = 24 * 3600.0
 #: ... and the largest that is looked through so, in bytes: about as many as take a second.
@@ -64,13 +65,12 @@ def due(path: Path, opened: float, *, now: float) -> bool:
 
 
 def mend(path: Path, *, patience: float) -> Look:
-    """Look whether the database is damaged; if it is, put a copy aside, and mend it or begin the line anew.
+    """Look whether the database is damaged; if it is, put a copy aside and empty it.
 
     :param patience: seconds to wait while others keep the file locked.
     :raises OSError: when the copy cannot be made: then nothing is emptied.
     :raises sqlite3.Error: when the database cannot be emptied.
-    :raises StoreError: when it is another version's (`StoreMismatch`), which alone can tell whether it is damaged, or
-        another program's.
+    :raises StoreMismatch: when it is another version's, which alone can tell whether it is damaged.
     """
     with host_lock(f"{path}-lock") as held:
         if not held:
@@ -89,43 +89,30 @@ def mend(path: Path, *, patience: float) -> Look:
 
 def _mend(path: Path, patience: float) -> str | None:
     """Mend what is damaged, once there is a copy; return what that was, None if the line had to begin anew."""
-    connection = _open(path, patience)
-    if connection is not None:
-        with closing(connection):
-            sound = _is_sound(connection, path)
-            if sound or not headers.is_wrong(path):
-                return _mend_content(connection, path, "something", sound=sound)
-    copies.begin(path)
-    headers.give(path)
-    copies.stamp(path)
+    what = "something"
     connection = _open(path, patience)
     if connection is None:
-        raise sqlite3.DatabaseError("the database has no header again")
+        what = "the header"
+        copies.begin(path)
+        headers.give(path)
+        copies.stamp(path)
+        connection = _open(path, patience)
+        if connection is None:
+            raise sqlite3.DatabaseError("the database has no header again")
     with closing(connection):
-        return _mend_content(connection, path, "the header", sound=_is_sound(connection, path))
-
-
-def _mend_content(connection: sqlite3.Connection, path: Path, what: str, *, sound: bool) -> str | None:
-    """Do the same for what stands behind the header.
-
-    :param what: what was damaged before.
-    """
-    if not sound:
-        what = "the header or an index"
-        if not _is_mended_in_place(connection, path):
-            _begin_anew(connection, path)
-    if copies.is_begun(path):
-        # What follows a damaged frame is not read again once the processes that have the log open are gone.
-        with suppress(sqlite3.OperationalError):  # then the checkpointer does it
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if not _is_sound(connection, path):
+            what = "an index"
+            if not _is_mended_by_index(connection, path):
+                _begin_anew(connection, path)
+        if copies.is_begun(path):
+            # What follows a damaged frame is not read again once the processes that have the log open are gone.
+            with suppress(sqlite3.OperationalError):  # then the checkpointer does it
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     return None if copies.has_bodies(path) else what
 
 
-def _is_mended_in_place(connection: sqlite3.Connection, path: Path) -> bool:
-    """Copy the database while nobody writes, and put right what can be told from the rest; return whether that was all.
-
-    That is a wrong bit in the numbers of its header, and its indexes.
-    """
+def _is_mended_by_index(connection: sqlite3.Connection, path: Path) -> bool:
+    """Copy the database while nobody writes, and make its indexes anew; return whether that was all it needed."""
     try:
         connection.execute("BEGIN IMMEDIATE")
     except sqlite3.DatabaseError as error:
@@ -134,9 +121,6 @@ def _is_mended_in_place(connection: sqlite3.Connection, path: Path) -> bool:
     try:
         copies.begin(path)
         with suppress(sqlite3.DatabaseError):
-            if has_wrong_bit(connection):
-                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             connection.execute("REINDEX")
             if not _missing(connection) and _is_whole(connection):
                 connection.execute("COMMIT")
@@ -176,7 +160,7 @@ def _empty(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _open(path: Path, patience: float) -> sqlite3.Connection | None:
-    """Open a connection, whatever the content is; return None if SQLite does not take the file for one to write to."""
+    """Open a connection, whatever the content is; return None if SQLite does not take the file for a database."""
     forks.refuse_inherited()
     connection = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=patience, isolation_level=None)
     try:
@@ -184,8 +168,7 @@ def _open(path: Path, patience: float) -> sqlite3.Connection | None:
         # Not before: as in `connections.connect`, SQLite reads the file with the next statement.
         if not is_emptied(path):
             connection.execute("PRAGMA schema_version").fetchone()
-            if not (headers.is_to_come(path) and _is_read_only(connection)):
-                return connection
+            return connection
     except sqlite3.DatabaseError as error:
         if "not a database" not in str(error) and "unsupported file" not in str(error):
             if is_damage(error):
@@ -196,23 +179,12 @@ def _open(path: Path, patience: float) -> sqlite3.Connection | None:
     return None
 
 
-def _is_read_only(connection: sqlite3.Connection) -> bool:
-    """Whether SQLite refuses to write, and not because somebody else does."""
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute("ROLLBACK")
-    except sqlite3.OperationalError as error:
-        return is_read_only(error)
-    return False
-
-
 def _is_sound(connection: sqlite3.Connection, path: Path) -> bool:
     """Whether all of ours is there, and whole.  What others have added (an index, ANALYZE) is none of our business.
 
-    :raises StoreError: when it is another version's, or another program's.
+    :raises StoreMismatch: when the schema is that of another version of this package.
     """
     try:
-        refuse_version(connection, path)
         if not _has_schema(connection) and not _is_mended(connection, path):
             return False
         return _is_whole(connection)
@@ -229,7 +201,7 @@ def _has_schema(connection: sqlite3.Connection) -> bool:
 def _missing(connection: sqlite3.Connection) -> list[tuple[bytes, bytes, bytes]]:
     """Return (name, type, statement) of everything of ours that is not there as it should be."""
     with closing(empty()) as ours:
-        return list(schema(ours) - schema(connection))
+        return list(set(ours.execute(_SCHEMA)) - set(connection.execute(_SCHEMA)))
 
 
 def _is_whole(connection: sqlite3.Connection) -> bool:
@@ -242,6 +214,7 @@ def _is_mended(connection: sqlite3.Connection, path: Path) -> bool:
     A wrong byte in the text of a statement, or a column that somebody added, costs no ticket: the content is as our
     statements say.  https://www.sqlite.org/pragma.html#pragma_writable_schema
     """
+    refuse_version(connection, path)
     if not _is_whole(connection):
         return False
     connection.execute("BEGIN IMMEDIATE")

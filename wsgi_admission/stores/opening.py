@@ -25,8 +25,6 @@ from wsgi_admission.stores.connections import connect, patiently, unavailable
 APPLICATION_ID = 1463895121
 SCHEMA_VERSION = 3
 
-_SCHEMA = "SELECT CAST(name AS BLOB), CAST(type AS BLOB), CAST(sql AS BLOB) FROM sqlite_master"
-
 #: File systems whose locks or shared memory do not hold between machines, or not at all.
 _NETWORK = re.compile(
     r"nfs\d*|cifs|smb\w*|9p|ceph|afs|coda|ncpfs|lustre|glusterfs|beegfs\w*|gpfs|ocfs2|gfs2|orangefs|pvfs2|"
@@ -199,47 +197,21 @@ def _looks_ours(connection: sqlite3.Connection, path: Path) -> bool:
         connection.execute("ROLLBACK")
 
 
-def schema(connection: sqlite3.Connection) -> set[tuple[bytes, bytes, bytes]]:
-    """Return (name, type, statement) of all that is in the schema."""
-    return set(connection.execute(_SCHEMA))
-
-
-def has_wrong_bit(connection: sqlite3.Connection) -> bool:
-    """Whether it is ours for certain, and one bit of the two numbers that say so is wrong.
-
-    A schema of another version is another one (schema.sql), and no other program has just this one.
-    """
-    pairs = zip(_numbers(connection), (APPLICATION_ID, SCHEMA_VERSION), strict=True)
-    if sum(((found ^ right) & 0xFFFFFFFF).bit_count() for found, right in pairs) != 1:
-        return False
-    with contextlib.closing(empty()) as ours:
-        return schema(connection) == schema(ours)
-
-
-def _numbers(connection: sqlite3.Connection) -> tuple[int, int]:
-    ((application,),) = connection.execute("PRAGMA application_id").fetchall()
-    ((version,),) = connection.execute("PRAGMA user_version").fetchall()
-    return application, version
-
-
 def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
     """Whether the schema is there; False for a new file."""
-    numbers = _numbers(connection)
+    ((application,),) = connection.execute("PRAGMA application_id").fetchall()
+    ((version,),) = connection.execute("PRAGMA user_version").fetchall()
     ((tables,),) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchall()
-    if (*numbers, tables) == (0, 0, 0):
+    if (application, version, tables) == (0, 0, 0):
         return False
     refuse_version(connection, path)
     return True
 
 
 def refuse_version(connection: sqlite3.Connection, path: Path) -> None:
-    """Raise StoreError if the database is another program's, or of another version of this one (`StoreMismatch`).
-
-    :raises sqlite3.DatabaseError: when it is ours, and its header is damaged.
-    """
-    application, version = _numbers(connection)
-    if has_wrong_bit(connection):
-        raise sqlite3.DatabaseError("database disk image is malformed: a bit in its header is wrong")
+    """Raise StoreError if the database is another program's, or of another version of this one (`StoreMismatch`)."""
+    ((application,),) = connection.execute("PRAGMA application_id").fetchall()
+    ((version,),) = connection.execute("PRAGMA user_version").fetchall()
     if application != APPLICATION_ID:
         raise StoreError(f"{path} is a database of another program.")
     if version != SCHEMA_VERSION:

@@ -1,6 +1,5 @@
 -- One file may hold several lines; `line` is the name of the one that a row belongs to.
--- A change here needs a new number at the end, and in opening.py.  And a new number needs a change here: by it
--- another version is told from a wrong bit in the number.
+-- A change here needs a new number at the end, and in opening.py.
 
 -- The columns up to `retryable` are the fields of Ticket, in their order and under their names.
 CREATE TABLE tickets (
