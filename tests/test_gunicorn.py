@@ -433,6 +433,8 @@ def test_clients_that_send_slowly_keep_no_slot(tmp_path: Path) -> None:
         # being closed for a moment after its answer has come, and the next one may be queued.)
         for _ in range(20):
             until(lambda: site.ask("/echo", "POST", b"quick").status == 203, "a slot")
+        until(lambda: site.ask("/api/queue/metrics").json()["queued_requests"] == 0, "the end of the line")
+        until(lambda: site.ask("/api/queue/health").json()["checks"]["slots"]["in_use"] == 0, "the end of the last")
         slow.sendall(b"lf")
         assert slow.makefile("rb").readline() == b"HTTP/1.1 203 Quite All Right\r\n"
 
