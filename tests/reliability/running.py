@@ -13,8 +13,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from itertools import accumulate
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from tests.redis_servers import started
 from tests.reliability.history import Event, Writer, read
 from tests.reliability.visitors import Visitor
 from tests.support import PATIENCE, Reply, Server, until
@@ -43,6 +45,18 @@ path = /narrow
 max_concurrent = 1
 crash_retries = 2
 """
+
+
+@contextmanager
+def line_of(kind: str, folder: Path) -> Iterator[str]:
+    """Yield the URL of a line: ``sqlite`` in a folder, or ``redis`` in a server of its own."""
+    if kind == "sqlite":
+        yield f"sqlite:///{folder}/admission.db"
+        return
+    with TemporaryDirectory(prefix="wa-", ignore_cleanup_errors=True) as place:
+        server = started(Path(place))
+        yield server.url
+        server.stop()
 
 
 class Visits:

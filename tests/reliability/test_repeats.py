@@ -8,12 +8,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
-from tests.redis_servers import started
-from tests.reliability.running import CONFIG
+from tests.reliability.running import CONFIG, line_of
 from tests.reliability.size import sized
 from tests.support import gunicorn, ini
 from wsgi_admission.stores import open_store
@@ -24,13 +22,8 @@ KEYS = sized(200, 5000)
 @pytest.fixture(params=["sqlite", "redis"])
 def url(request: pytest.FixtureRequest, quick_path: Path) -> Iterator[str]:
     """The URL of a store."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{quick_path}/admission.db"
-        return
-    with TemporaryDirectory(prefix="wa-", ignore_cleanup_errors=True) as folder:
-        server = started(Path(folder))
-        yield server.url
-        server.stop()
+    with line_of(request.param, quick_path) as found:
+        yield found
 
 
 def test_parallel_repeats_are_one_ticket(tmp_path: Path, url: str) -> None:
