@@ -10,7 +10,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from wsgi_admission.errors import (
     StoreUnavailable,
     UnknownTicket,
 )
-from wsgi_admission.stores import checkpoints, copies, mending, opening, upkeep
+from wsgi_admission.stores import beside, checkpoints, copies, headers, mending, opening, upkeep
 from wsgi_admission.stores.bodies import Bodies
 from wsgi_admission.stores.records import INLINE_BODY
 from wsgi_admission.stores.sqlite import SQLiteStore
@@ -581,6 +581,37 @@ def test_a_full_disk_is_no_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -
     store.close()
 
 
+@pytest.mark.parametrize("started", [False, True], ids=["at the start", "in use"])
+@pytest.mark.parametrize("of", [b"CREATE TABLE tickets", b"CREATE INDEX", b"CREATE UNIQUE INDEX", b"tabletickets"])
+def test_a_schema_that_is_no_text_any_more_is_mended(path: Path, of: bytes, *, started: bool) -> None:
+    """Catches: an error of Python's in the place of SQLite's, which nobody takes for damage."""
+    first = path.read_bytes().index(of)
+    for place in range(first, first + len(of) + 60, 5):
+        damaged = Path(shutil.copytree(path.parent, path.parent / "damaged", ignore=lambda *_: ["damaged"])) / path.name
+        with ExitStack() as stores:
+            store = stores.enter_context(closing(SQLiteStore(damaged, durability="normal"))) if started else None
+            change(damaged, place, 0x80)
+            store = store or stores.enter_context(closing(SQLiteStore(damaged, durability="normal")))
+            store._connections._close_idle()
+            for now in (time.time() + mending.LOOK_EVERY, time.time() + mending.LOOK_EVERY + 4):
+                with suppress(StoreUnavailable):
+                    store.put(ticket(), recording(), now=1)
+                store.maintain(now=now)
+            works(store)
+        shutil.rmtree(damaged.parent)
+
+
+def test_a_database_that_is_read_only_is_not_looked_through(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a large file that is read from end to end, again and again, while its disk lets nobody write."""
+    with closing(SQLiteStore(path, durability="normal")) as store:
+        now = time.time()
+        store.maintain(now=now)
+        monkeypatch.setattr(mending, "mend", pytest.fail)
+        for later in range(1, 200):
+            store._connections.failed(sqlite3.OperationalError("attempt to write a readonly database"))
+            store.maintain(now=now + later)
+
+
 def test_a_broken_database_is_mended_within_seconds_however_short_ago_it_was_looked_through(path: Path) -> None:
     """Catches: a site without a line for a minute after a start, a full disk, or the damage before this one."""
     sound = path.read_bytes()
@@ -710,6 +741,117 @@ def test_a_broken_header_alone_loses_no_ticket(path: Path) -> None:
     with closing(SQLiteStore(path, durability="normal")) as store:
         assert len(copies.aside(path)) == 1
         works_through(store, before)
+
+
+# Bytes of the header: the version that SQLite must know to write; that of the statements, but for the last, which may
+# be another one; the encoding; and our numbers, but for the last of the version.
+TELLING = [18, *range(44, 47), *range(56, 63), *range(68, 72)]
+WRONG = [pytest.param(place, change, id=f"{place}-{change:08b}") for place in TELLING for change in (1, 16, 128, 255)]
+
+
+def change(path: Path, place: int, bits: int) -> None:
+    """Turn over some bits of one byte of the file, in its place."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= bits
+    overwrite(path, bytes(content))
+
+
+@pytest.mark.parametrize(("place", "bits"), WRONG)
+def test_a_wrong_byte_in_the_header_loses_no_ticket(path: Path, place: int, bits: int) -> None:
+    """Catches: a site that does not come up, has no line for good, or an empty one, while every ticket is there."""
+    change(path, place, bits)
+    broken = path.read_bytes()
+    with closing(SQLiteStore(path, durability="normal")) as one, closing(SQLiteStore(path)) as two:
+        for store in (one, two):
+            with suppress(StoreUnavailable):
+                store.put(ticket(), recording(), now=1)
+        kept = sum(tally.queued for tally in one.counts().values())
+        assert kept >= 61
+        for store in (one, two):
+            store.maintain(now=time.time())
+        (copy,) = copies.aside(path)
+        works_through(one, kept)
+        works(two)
+    assert (path.parent / copy).read_bytes()[:100] == broken[:100]
+
+
+@pytest.mark.parametrize("logged", [False, True], ids=["all carried over", "in the log"])
+@pytest.mark.parametrize("place", [18, 62, 70])
+def test_a_byte_of_the_header_that_goes_wrong_in_use_is_put_right_for_all(
+    path: Path, place: int, *, logged: bool
+) -> None:
+    """Catches: connections that never write again; a number that keeps the next start from coming up."""
+    now = time.time() + mending.LOOK_EVERY + 1
+    with closing(SQLiteStore(path, durability="normal")) as one, closing(SQLiteStore(path, durability="normal")) as two:
+        for store in (one, two):
+            works(store)
+            store.maintain(now=now - 1)
+        if logged:
+            with closing(sqlite3.connect(path)) as other:
+                other.execute("CREATE TABLE somebodys (id TEXT)")  # which writes the first page
+                other.commit()
+            ((file, first),) = headers._first_page_in_log(path)
+        else:
+            one._upkeep._checkpointer._carry_over("TRUNCATE")
+            file, first = path, 0
+        change(file, first + place, 4)
+        for store in (one, two):
+            store._connections._close_idle()
+            with suppress(StoreUnavailable):
+                store.put(ticket(), recording(), now=1)
+        for later in (0, 1):
+            for store in (one, two):
+                store.maintain(now=now + mending.LOOK_EVERY + later)
+        assert len(copies.aside(path)) == 1
+        for store in (one, two):
+            works(store)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (opening.SCHEMA_VERSION,)
+        assert connection.execute("PRAGMA application_id").fetchone() == (opening.APPLICATION_ID,)
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+@pytest.mark.parametrize(
+    ("number", "refused"),
+    [
+        (f"user_version = {opening.SCHEMA_VERSION ^ 1}", "an older version"),
+        (f"user_version = {opening.SCHEMA_VERSION ^ 4}", "a newer version"),
+        (f"user_version = {opening.SCHEMA_VERSION + (257 << 8)}", "a newer version"),
+        (f"application_id = {opening.APPLICATION_ID ^ 257}", "another program"),
+    ],
+)
+def test_another_number_is_refused_and_the_file_left_as_it_is(path: Path, number: str, refused: str) -> None:
+    """Catches: a line of another version, or another program's database, that is taken for a damaged one of ours."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute(f"PRAGMA {number}")
+    content = path.read_bytes()
+    with pytest.raises(StoreError, match=refused):
+        SQLiteStore(path)
+    assert path.read_bytes() == content
+    assert copies.aside(path) == []
+
+
+def test_a_file_that_we_never_had_open_is_refused_for_its_numbers(path: Path) -> None:
+    """Catches: somebody's file, changed because it looks like one of ours."""
+    path.with_name("line.db-mark").unlink()
+    change(path, 70, 1)
+    content = path.read_bytes()
+    with pytest.raises(StoreError, match="another program"):
+        SQLiteStore(path)
+    assert path.read_bytes() == content
+
+
+def test_no_descriptor_is_left_of_a_file_that_was_replaced(tmp_path: Path) -> None:
+    """Catches: the space of a removed file that is not given back."""
+    file = tmp_path / "file"
+    file.touch()
+    before = beside.descriptor(file)
+    file.unlink()
+    file.write_bytes(b"other")
+    assert beside.content(file) == b"other"
+    assert beside.descriptor(file) == before  # the number is free again
+    beside._descriptors.pop(file)
+    os.close(before)
 
 
 def fresh(folder: Path) -> Path:

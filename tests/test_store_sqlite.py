@@ -407,7 +407,8 @@ def all_connections(store: SQLiteStore, before: str, after: str) -> Iterator[Non
         connection.execute(before)
     yield
     for connection in idle:
-        connection.execute(after)
+        with suppress(sqlite3.ProgrammingError):  # closed meanwhile
+            connection.execute(after)
 
 
 # How it is set up
@@ -436,7 +437,7 @@ def test_only_what_somebody_outside_builds_on_waits_for_the_disk(
         if sql == "BEGIN IMMEDIATE":
             ((synchronous,),) = begin(connection, "PRAGMA synchronous").fetchall()
             waited.append(synchronous == 2)
-        return begin(connection, sql, *parameters)  # type: ignore[arg-type]  # passed on
+        return begin(connection, sql, *parameters)
 
     monkeypatch.setattr(connections.Connection, "execute", execute)
     worker = Worker("w", "host", 1, 2, 5)

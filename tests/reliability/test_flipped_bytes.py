@@ -21,6 +21,10 @@ from tests.reliability.size import sized
 PAGES = sized(8, 200)
 #: Of these so many from the beginning of the file, where the roots of the tables and indexes are.
 ROOTS = sized(5, 60)
+#: So many more of the bytes of the header, of which each means something else.
+HEADER = sized(3, 99)
+#: But for the one that says which version of this package has made it: with another one there it is another version's.
+VERSION = 63
 #: And so many in the log, while two processes have it open.
 IN_LOG = sized(3, 40)
 
@@ -45,11 +49,14 @@ def flips(quick_folder: Path) -> list[Flip]:
     assert pages >= 200
     dice = random.Random("flips")  # noqa: S311 - repeatable
     found = []
-    for page in [*dice.choices(range(24), k=ROOTS), *dice.sample(range(24, pages), PAGES - ROOTS)]:
+    chosen = [*dice.choices(range(24), k=ROOTS), *dice.sample(range(24, pages), PAGES - ROOTS)]
+    places = [page * size + dice.randrange(size) for page in chosen]
+    places += dice.sample([place for place in range(100) if place != VERSION], HEADER)
+    for place in places:
         with copied(start, quick_folder / "site") as folder:
-            offset = dice.randrange(size)
-            flip(folder / "admission.db", page * size + offset, dice.randrange(8))
-            found.append(told(f"page {page}, {offset}", look, folder, sent))
+            bit = dice.randrange(8)
+            flip(folder / "admission.db", place, bit)
+            found.append(told(f"page {place // size}, {place % size}, bit {bit}", look, folder, sent))
     for number in range(IN_LOG):
         with copied(start, quick_folder / "site") as folder:
             found.append(told(f"log {number}", look_beside, folder, sent, number))

@@ -13,7 +13,10 @@ _descriptors: dict[Path, int] = {}
 def descriptor(file: Path) -> int:
     """Open a file that SQLite may have open too, or return what was opened of it before."""
     found = _descriptors.get(file)
-    if found is None or not os.path.samestat(os.fstat(found), file.lstat()):
+    if found is not None and not os.path.samestat(os.fstat(found), file.lstat()):
+        os.close(_descriptors.pop(file))  # of a file that was replaced: its locks keep nobody from anything
+        found = None
+    if found is None:
         found = _descriptors[file] = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     return found
 

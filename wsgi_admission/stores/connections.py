@@ -78,6 +78,13 @@ class Connection(sqlite3.Connection):
     #: Which of the files that had this path it is open on.
     generation = 0
 
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        """Execute a statement; what SQLite quotes of a damaged schema may be no text, which Python takes amiss."""
+        try:
+            return super().execute(sql, parameters)
+        except UnicodeDecodeError as error:
+            raise sqlite3.DatabaseError(f"database disk image is malformed: {error.object!r}") from error
+
     def wait_for_disk(self, *, full: bool) -> None:
         """Have commits on the disk when they return, or survive only the death of processes."""
         if full is not self.full:
@@ -91,12 +98,7 @@ def connect(path: Path, *, patience: float, made: bool = True) -> Connection:
     :param made: whether the file has been made, and is not new and empty.  SQLite takes an empty one for new, and
         deletes a log that others may have open.
     """
-    forks.refuse_inherited()
-    uri = f"{path.as_uri()}?mode=rw"
-    connection = sqlite3.connect(
-        uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False, factory=Connection
-    )
-    connection.text_factory = _TEXT
+    connection = opened(path)
     try:
         connection.execute("PRAGMA wal_autocheckpoint = 0")
         # What is erased is overwritten, as some builds of SQLite do without being told.
@@ -108,6 +110,24 @@ def connect(path: Path, *, patience: float, made: bool = True) -> Connection:
     except BaseException:
         connection.close()
         raise
+    return connection
+
+
+def opened(path: Path, *, timeout: float = 0) -> Connection:
+    """Open a connection without a look at what is in the file.
+
+    :param timeout: seconds that SQLite waits by itself while others keep it locked.
+    """
+    forks.refuse_inherited()
+    connection = sqlite3.connect(
+        f"{path.as_uri()}?mode=rw",
+        uri=True,
+        timeout=timeout,
+        isolation_level=None,
+        check_same_thread=False,
+        factory=Connection,
+    )
+    connection.text_factory = _TEXT
     return connection
 
 
@@ -138,6 +158,11 @@ def is_damage(error: BaseException) -> bool:
     return is_broken(error) or (isinstance(error, sqlite3.DatabaseError) and bool(_PERHAPS.search(str(error))))
 
 
+def _is_read_only(error: BaseException) -> bool:
+    """Whether SQLite says that it may not write: the system does not let it, or so it reads in the header."""
+    return isinstance(error, sqlite3.OperationalError) and "readonly database" in str(error)
+
+
 def is_broken(error: BaseException) -> bool:
     """Whether SQLite says that the content of the file is broken, and nothing else can be the reason."""
     return isinstance(error, sqlite3.DatabaseError) and bool(_BROKEN.search(str(error)))
@@ -156,6 +181,8 @@ class Connections(forks.Forkable):
     damaged = False
     #: Whether an error told of nothing but damage; set back likewise.
     broken = False
+    #: Whether SQLite would not write, which may come of damage; set back likewise.
+    read_only = False
 
     def __init__(self, path: Path, *, full: bool, patience: float) -> None:
         self.path = path
@@ -222,6 +249,8 @@ class Connections(forks.Forkable):
             self.refuse_moved()
         except BaseException as error:
             _roll_back(connection)
+            if _is_read_only(error):
+                connection.generation = -1  # one that is open stays so, also when the reason is gone
             if isinstance(error, (sqlite3.Error, OSError, Tripped)):
                 raise self.failed(error) from error
             raise
@@ -243,6 +272,7 @@ class Connections(forks.Forkable):
     def failed(self, error: Exception) -> StoreUnavailable:
         """Return what to raise for an error, and remember if it tells of damage."""
         self.damaged = self.damaged or is_damage(error)
+        self.read_only = self.read_only or _is_read_only(error)
         self.broken = self.broken or is_broken(error)
         return unavailable(self.path, error)
 

@@ -7,7 +7,7 @@ notices (https://www.sqlite.org/howtocorrupt.html, 2.5, and https://www.sqlite.o
 
 A file whose header is broken, or that was emptied, is none that SQLite would open, and an empty one would cost the
 others the log that they have open.  So it first gets a new header, in its place: if nothing else is wrong that is all
-it needs.
+it needs.  So does one that has a wrong byte in it because of which nobody could write, or we would refuse the file.
 
 What was in the line is lost with it; the copy is for whoever wants to save what can be read.  Until the mending has
 succeeded there is one copy, which the next attempt uses again or replaces.
@@ -22,10 +22,10 @@ from contextlib import closing, suppress
 from enum import Enum
 from pathlib import Path
 
-from wsgi_admission.stores import copies, forks, headers
+from wsgi_admission.stores import copies, headers
 from wsgi_admission.stores.beside import is_emptied
 from wsgi_admission.stores.checkpoints import host_lock
-from wsgi_admission.stores.connections import is_damage
+from wsgi_admission.stores.connections import is_damage, opened
 from wsgi_admission.stores.opening import empty, refuse_version
 
 log = logging.getLogger("wsgi_admission.stores")
@@ -160,9 +160,10 @@ def _empty(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _open(path: Path, patience: float) -> sqlite3.Connection | None:
-    """Open a connection, whatever the content is; return None if SQLite does not take the file for a database."""
-    forks.refuse_inherited()
-    connection = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=patience, isolation_level=None)
+    """Open a connection, whatever the content is; return None if it has no header, or one with a wrong byte."""
+    if headers.has_wrong_byte(path):
+        return None
+    connection = opened(path, timeout=patience)
     try:
         connection.execute("PRAGMA wal_autocheckpoint = 0")
         # Not before: as in `connections.connect`, SQLite reads the file with the next statement.

@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 
 from wsgi_admission.errors import StoreError
-from wsgi_admission.stores import mending, opening
+from wsgi_admission.stores import headers, mending, opening
 from wsgi_admission.stores.beside import is_emptied
 from wsgi_admission.stores.checkpoints import Checkpointer, host_lock
 from wsgi_admission.stores.connections import Connections, is_damage, unavailable
@@ -29,15 +29,32 @@ def prepare(path: Path, *, patience: float) -> None:
     """
     # Only a file that we have had open before: another one may be somebody's.
     ours = path.with_name(f"{path.name}-mark").exists()
-    if ours and is_emptied(path) and _mend(path, patience) is Look.ELSEWHERE:
-        raise unavailable(path, "somebody else is at mending it")
+    if ours and is_emptied(path):
+        _mend_now(path, patience)
     try:
         opening.prepare(path, patience=patience)
     except StoreError as error:
-        if not ours or error.__cause__ is None or not is_damage(error.__cause__):
+        if not ours or not (_tells_of_damage(error) or _has_wrong_byte(path)):
             raise
-        _mend(path, patience)
+        _mend_now(path, patience)
         opening.prepare(path, patience=patience)
+
+
+def _mend_now(path: Path, patience: float) -> None:
+    if _mend(path, patience) is Look.ELSEWHERE:
+        raise unavailable(path, "somebody else is at mending it")
+
+
+def _tells_of_damage(error: StoreError) -> bool:
+    return error.__cause__ is not None and is_damage(error.__cause__)
+
+
+def _has_wrong_byte(path: Path) -> bool:
+    """Whether a byte of the header is wrong; False for a file that cannot be read just now."""
+    try:
+        return headers.has_wrong_byte(path)
+    except OSError:
+        return False
 
 
 class Upkeep:
@@ -63,6 +80,9 @@ class Upkeep:
         """
         if self._connections.moved:
             self._begin_anew()
+        if self._connections.read_only:  # on a disk that is so there is nothing to look for
+            self._connections.read_only = False
+            self._connections.broken = self._connections.broken or _has_wrong_byte(self._path)
         broken = self._connections.broken or is_emptied(self._path)
         due = broken or self._connections.damaged or mending.due(self._path, self._opened, now=now)
         if due and abs(now - self._looked) >= (min(self._pause, RETRY) if broken else self._pause):
