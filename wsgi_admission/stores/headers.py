@@ -1,4 +1,4 @@
-"""The header of a SQLite file of ours, put in its place where there is none, or one with a wrong byte.
+"""The header of a SQLite file of ours, put in its place where there is none that SQLite would open, or write to.
 
 It stands at the begin of the file (https://www.sqlite.org/fileformat.html, 1.3).  While the log is in use its newest
 first page is the one that counts, and gets a header likewise (https://www.sqlite.org/walformat.html).
@@ -20,46 +20,39 @@ _PAGE = 4096
 _EMPTY = struct.pack(">BHHHB", 13, 0, 0, _PAGE, 0)
 # Of the header: what is the same in all of ours, and where what follows the size, the free pages and the cookie is so.
 _CONSTANT, _CONSTANT_TOO = slice(0, 24), slice(56, 72)
-# Where bytes are by which SQLite decides whether it can write to the file and read its statements, and we whose it is.
-# Not the last one of the version: with another one there the file is another version's.
-_TELLING = {18, *range(44, 47), *range(56, 63), *range(68, 72)}
+# Where the version is that SQLite must know to write, and the newest that it knows.
+_WRITE_VERSION, _NEWEST = 18, 2
 # Sizes in the log and its index.
 _LOG_HEADER, _FRAME_HEADER, _INDEX_HEADER, _INDEX_BLOCK = 32, 24, 136, 32 << 10
 
 
 def give(path: Path, *, anew: bool = False) -> None:
-    """Put the header of a database of ours where there is none, and right the byte that is wrong in one.
+    """Put the header of a database of ours where there is none.
 
     :param anew: whether the page that it stands on is to be that of an empty database.
     """
     ours = _header()
     for opened, place, found in _first_pages(path):
-        wrong = _wrong_byte(found, ours)
         if anew or len(found) < _PAGE:
             os.pwrite(opened, (ours + _EMPTY).ljust(_PAGE, b"\0"), place)
-        elif wrong is not None:
-            os.pwrite(opened, ours[wrong : wrong + 1], place + wrong)
         elif found[_CONSTANT] != ours[_CONSTANT]:
             hardly = found[_CONSTANT_TOO] == ours[_CONSTANT_TOO]
             os.pwrite(opened, ours[_CONSTANT] if hardly else ours, place)
         os.fsync(opened)
 
 
-def has_wrong_byte(path: Path) -> bool:
-    """Whether one byte of a header of ours is wrong, and SQLite writes to it no more, or it seems to be another's.
+def forbids_writing(path: Path) -> bool:
+    """Whether SQLite does not write to a file of ours because a byte of its header is wrong.
 
     :raises OSError: when that cannot be told.
     """
-    ours = _header()
-    return any(_wrong_byte(found, ours) is not None for _, _, found in _first_pages(path))
-
-
-def _wrong_byte(found: bytes, ours: bytes) -> int | None:
-    """Return the place of the only byte that is not as in all of ours, if that tells; None for any other page."""
-    if len(found) < _PAGE:
-        return None
-    wrong = [place for place in (*range(24), *range(44, 47), *range(56, 72)) if found[place] != ours[place]]
-    return wrong[0] if len(wrong) == 1 and wrong[0] in _TELLING else None
+    right = _header()[_CONSTANT]
+    return any(
+        found[_WRITE_VERSION : _WRITE_VERSION + 1] > bytes([_NEWEST])
+        and found[:_WRITE_VERSION] == right[:_WRITE_VERSION]
+        and found[_CONSTANT][_WRITE_VERSION + 1 :] == right[_WRITE_VERSION + 1 :]
+        for _, _, found in _first_pages(path)
+    )
 
 
 def _first_pages(path: Path) -> list[tuple[int, int, bytes]]:

@@ -7,7 +7,7 @@ notices (https://www.sqlite.org/howtocorrupt.html, 2.5, and https://www.sqlite.o
 
 A file whose header is broken, or that was emptied, is none that SQLite would open, and an empty one would cost the
 others the log that they have open.  So it first gets a new header, in its place: if nothing else is wrong that is all
-it needs.  So does one that has a wrong byte in it because of which nobody could write, or we would refuse the file.
+it needs.  So does one by which SQLite only reads.
 
 What was in the line is lost with it; the copy is for whoever wants to save what can be read.  Until the mending has
 succeeded there is one copy, which the next attempt uses again or replaces.
@@ -26,7 +26,7 @@ from wsgi_admission.stores import copies, headers
 from wsgi_admission.stores.beside import is_emptied
 from wsgi_admission.stores.checkpoints import host_lock
 from wsgi_admission.stores.connections import is_damage, opened
-from wsgi_admission.stores.opening import empty, refuse_version
+from wsgi_admission.stores.opening import APPLICATION_ID, SCHEMA_VERSION, empty, has_wrong_number, refuse_version
 
 log = logging.getLogger("wsgi_admission.stores")
 
@@ -101,8 +101,8 @@ def _mend(path: Path, patience: float) -> str | None:
             raise sqlite3.DatabaseError("the database has no header again")
     with closing(connection):
         if not _is_sound(connection, path):
-            what = "an index"
-            if not _is_mended_by_index(connection, path):
+            what = "the header or an index"
+            if not _is_mended_in_place(connection, path):
                 _begin_anew(connection, path)
         if copies.is_begun(path):
             # What follows a damaged frame is not read again once the processes that have the log open are gone.
@@ -111,8 +111,8 @@ def _mend(path: Path, patience: float) -> str | None:
     return None if copies.has_bodies(path) else what
 
 
-def _is_mended_by_index(connection: sqlite3.Connection, path: Path) -> bool:
-    """Copy the database while nobody writes, and make its indexes anew; return whether that was all it needed."""
+def _is_mended_in_place(connection: sqlite3.Connection, path: Path) -> bool:
+    """Copy the database while nobody writes, and put right its numbers and indexes; return whether that was all."""
     try:
         connection.execute("BEGIN IMMEDIATE")
     except sqlite3.DatabaseError as error:
@@ -121,6 +121,9 @@ def _is_mended_by_index(connection: sqlite3.Connection, path: Path) -> bool:
     try:
         copies.begin(path)
         with suppress(sqlite3.DatabaseError):
+            if has_wrong_number(connection):
+                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             connection.execute("REINDEX")
             if not _missing(connection) and _is_whole(connection):
                 connection.execute("COMMIT")
@@ -160,8 +163,8 @@ def _empty(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _open(path: Path, patience: float) -> sqlite3.Connection | None:
-    """Open a connection, whatever the content is; return None if it has no header, or one with a wrong byte."""
-    if headers.has_wrong_byte(path):
+    """Open a connection, whatever the content is; return None if SQLite takes the file for none to write to."""
+    if headers.forbids_writing(path):
         return None
     connection = opened(path, timeout=patience)
     try:
@@ -186,6 +189,8 @@ def _is_sound(connection: sqlite3.Connection, path: Path) -> bool:
     :raises StoreMismatch: when the schema is that of another version of this package.
     """
     try:
+        if has_wrong_number(connection):
+            return False
         if not _has_schema(connection) and not _is_mended(connection, path):
             return False
         return _is_whole(connection)

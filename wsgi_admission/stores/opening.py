@@ -11,6 +11,7 @@ import os
 import re
 import sqlite3
 import stat
+import struct
 import time
 from importlib import resources
 from pathlib import Path
@@ -199,19 +200,37 @@ def _looks_ours(connection: sqlite3.Connection, path: Path) -> bool:
 
 def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
     """Whether the schema is there; False for a new file."""
-    ((application,),) = connection.execute("PRAGMA application_id").fetchall()
-    ((version,),) = connection.execute("PRAGMA user_version").fetchall()
+    numbers = _numbers(connection)
     ((tables,),) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchall()
-    if (application, version, tables) == (0, 0, 0):
+    if (*numbers, tables) == (0, 0, 0):
         return False
     refuse_version(connection, path)
     return True
 
 
-def refuse_version(connection: sqlite3.Connection, path: Path) -> None:
-    """Raise StoreError if the database is another program's, or of another version of this one (`StoreMismatch`)."""
+def _numbers(connection: sqlite3.Connection) -> tuple[int, int]:
     ((application,),) = connection.execute("PRAGMA application_id").fetchall()
     ((version,),) = connection.execute("PRAGMA user_version").fetchall()
+    return application, version
+
+
+def has_wrong_number(connection: sqlite3.Connection) -> bool:
+    """Whether one byte of the two numbers is wrong that say whose the database is.
+
+    Not the last of the version: with another one there it is another version's.
+    """
+    found, ours = (struct.pack(">2i", *pair) for pair in (_numbers(connection), (APPLICATION_ID, SCHEMA_VERSION)))
+    return found[-1] == ours[-1] and sum(one != other for one, other in zip(found, ours, strict=True)) == 1
+
+
+def refuse_version(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise StoreError if the database is another program's, or of another version of this one (`StoreMismatch`).
+
+    :raises sqlite3.DatabaseError: when it is ours, and the numbers that say so are damaged.
+    """
+    if has_wrong_number(connection):
+        raise sqlite3.DatabaseError("database disk image is malformed: a byte of its header is wrong")
+    application, version = _numbers(connection)
     if application != APPLICATION_ID:
         raise StoreError(f"{path} is a database of another program.")
     if version != SCHEMA_VERSION:

@@ -34,7 +34,7 @@ def prepare(path: Path, *, patience: float) -> None:
     try:
         opening.prepare(path, patience=patience)
     except StoreError as error:
-        if not ours or not (_tells_of_damage(error) or _has_wrong_byte(path)):
+        if not ours or error.__cause__ is None or not is_damage(error.__cause__):
             raise
         _mend_now(path, patience)
         opening.prepare(path, patience=patience)
@@ -43,18 +43,6 @@ def prepare(path: Path, *, patience: float) -> None:
 def _mend_now(path: Path, patience: float) -> None:
     if _mend(path, patience) is Look.ELSEWHERE:
         raise unavailable(path, "somebody else is at mending it")
-
-
-def _tells_of_damage(error: StoreError) -> bool:
-    return error.__cause__ is not None and is_damage(error.__cause__)
-
-
-def _has_wrong_byte(path: Path) -> bool:
-    """Whether a byte of the header is wrong; False for a file that cannot be read just now."""
-    try:
-        return headers.has_wrong_byte(path)
-    except OSError:
-        return False
 
 
 class Upkeep:
@@ -82,12 +70,18 @@ class Upkeep:
             self._begin_anew()
         if self._connections.read_only:  # on a disk that is so there is nothing to look for
             self._connections.read_only = False
-            self._connections.broken = self._connections.broken or _has_wrong_byte(self._path)
+            self._connections.broken = self._connections.broken or self._forbids_writing()
         broken = self._connections.broken or is_emptied(self._path)
         due = broken or self._connections.damaged or mending.due(self._path, self._opened, now=now)
         if due and abs(now - self._looked) >= (min(self._pause, RETRY) if broken else self._pause):
             self._look(now)
         self._checkpointer.maintain(now=now)
+
+    def _forbids_writing(self) -> bool:
+        try:
+            return headers.forbids_writing(self._path)
+        except OSError as error:
+            raise unavailable(self._path, error) from error
 
     def _look(self, now: float) -> None:
         """Look for damage, and mend it; not again at once if that fails, or if there was none."""
