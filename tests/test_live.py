@@ -278,6 +278,23 @@ def test_looks_are_spaced_and_one_thread_asks_for_all() -> None:
     until(lambda: readers._watcher is None, "the end of the watcher")
 
 
+def test_who_cannot_be_woken_is_answered_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: an error, and a seat that is lost, when the system has no thread left."""
+    readers = Readers(lambda: 1, Server(threads=4), interval=0.001)
+    start = threading.Thread.start
+
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    for _ in range(3):
+        assert readers.seat(environ("/", **THREADS), spacing=0.0) is None
+    monkeypatch.setattr(threading.Thread, "start", start)
+    seat = readers.seat(environ("/", **THREADS), spacing=0.0)
+    assert seat is not None
+    seat.close()
+
+
 def test_the_watcher_ends_with_the_main_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches: a server that joins its threads at the end, and never comes to its end."""
     readers = Readers(lambda: 1, Server(threads=4), interval=0.001)

@@ -76,7 +76,7 @@ class Readers:
             self._news.notify_all()
 
     def seat(self, environ: dict[str, Any], *, spacing: float) -> Seat | None:
-        """Take a seat; None if the request cannot wait here: all are taken, the process leaves, or has one thread.
+        """Take a seat; None if the request cannot wait here: all are taken, the process leaves, or lacks threads.
 
         :param spacing: the shortest time between two looks, in seconds.
         """
@@ -86,10 +86,14 @@ class Readers:
         with self._news:
             if self._taken >= self._limit or self.leaving:
                 return None
-            self._taken += 1
             if self._watcher is None:
-                self._watcher = threading.Thread(target=self._watch, name="wsgi-admission-readers", daemon=True)
-                self._watcher.start()
+                watcher = threading.Thread(target=self._watch, name="wsgi-admission-readers", daemon=True)
+                try:
+                    watcher.start()  # it looks whether anybody waits only later, and behind the lock
+                except RuntimeError:
+                    return None  # the system has no thread left: nobody would wake who waits
+                self._watcher = watcher
+            self._taken += 1
         return Seat(self, spacing)
 
     def free(self) -> None:
