@@ -27,6 +27,7 @@ from wsgi_admission.errors import (
 )
 from wsgi_admission.stores import beside, checkpoints, copies, headers, mending, opening, upkeep
 from wsgi_admission.stores.bodies import Bodies
+from wsgi_admission.stores.connections import Connection
 from wsgi_admission.stores.records import INLINE_BODY
 from wsgi_admission.stores.sqlite import SQLiteStore
 from wsgi_admission.ticket import State, Ticket
@@ -840,6 +841,116 @@ def test_a_file_that_we_never_had_open_is_refused_for_its_numbers(path: Path) ->
     assert path.read_bytes() == content
 
 
+def test_connections_that_have_read_a_wrong_header_are_not_used_again(path: Path) -> None:
+    """Catches: answers that are refused hours after the mending, as the connections that wait are taken out again."""
+    change(path, 18, 1)
+    with closing(SQLiteStore(path, durability="normal")) as one, closing(SQLiteStore(path, durability="normal")) as two:
+        taken = [one._connections._take() for _ in range(3)]
+        for connection in taken:
+            assert connection.execute("SELECT COUNT(*) FROM tickets").fetchone() == (61,)
+            one._connections._give(connection)
+        with pytest.raises(StoreUnavailable, match="readonly"):
+            two.put(ticket(), recording(), now=1)
+        two.maintain(now=time.time())
+        with pytest.raises(StoreUnavailable, match="readonly"):
+            one.put(ticket(), recording(), now=1)
+        for _ in range(5):
+            one.put(ticket(), recording(), now=1)
+
+
+@pytest.fixture
+def roomy(path: Path) -> Path:
+    """The same database with free pages in it, among those that are in use."""
+    with closing(SQLiteStore(path, durability="normal")) as store:
+        large = [store.put(ticket(), recording(b"x" * 9000), now=1) for _ in range(20)]
+        for one in large[::2]:
+            store.cancel(one.id, now=1)
+    with closing(sqlite3.connect(path)) as connection:
+        ((free,),) = connection.execute("PRAGMA freelist_count").fetchall()
+    assert free > 10
+    return path
+
+
+# In the header and on the page of pointers.  Not where the list of free pages would begin at a page that is in use:
+# SQLite does not know which of the two is wrong.
+ACCOUNTS = [*range(32, 35), *range(36, 40), *range(52, 56), PAGE, PAGE + 5, PAGE + 9]
+
+
+@pytest.mark.parametrize("place", ACCOUNTS)
+def test_pages_that_are_accounted_for_wrongly_lose_no_ticket(roomy: Path, place: int) -> None:
+    """Catches: a line thrown away of which everything can be read."""
+    change(roomy, place, 2)
+    with closing(SQLiteStore(roomy, durability="normal")) as store:
+        store.maintain(now=time.time())
+        assert len(copies.aside(roomy)) == 1
+        works_through(store, 71)
+    with closing(sqlite3.connect(roomy)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert connection.execute("PRAGMA auto_vacuum").fetchall() == [(2,)]
+
+
+def test_a_broken_header_loses_no_ticket_of_a_line_that_has_free_pages(roomy: Path) -> None:
+    """Catches: a new header, which knows of no free pages, that costs the line."""
+    overwrite(roomy, JUNK[:100] + roomy.read_bytes()[100:])
+    with closing(SQLiteStore(roomy, durability="normal")) as store:
+        store.maintain(now=time.time())
+        works_through(store, 71)
+
+
+@pytest.mark.parametrize("error", ["database or disk is full", "disk I/O error", "database is locked"])
+@pytest.mark.parametrize(("step", "place"), [("REINDEX", 0), ("PRAGMA user_version =", 62), ("VACUUM", 39)])
+def test_a_line_that_cannot_be_mended_just_now_is_kept(
+    roomy: Path, monkeypatch: pytest.MonkeyPatch, step: str, place: int, error: str
+) -> None:
+    """Catches: every ticket thrown away because the disk was full while an index was made anew."""
+    if place:
+        change(roomy, place, 1)
+    else:
+        with closing(sqlite3.connect(roomy)) as connection:
+            ((root,),) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'queued'").fetchall()
+        change(roomy, (root - 1) * PAGE + PAGE - 5, 1)
+    with ExitStack() as stores:
+        execute = Connection.execute
+
+        def fail(connection: Connection, sql: str, *parameters: Any) -> sqlite3.Cursor:
+            if sql.startswith(step):
+                raise sqlite3.OperationalError(error)
+            return execute(connection, sql, *parameters)
+
+        with monkeypatch.context() as planted:
+            planted.setattr(Connection, "execute", fail)
+            planted.setattr(mending, "is_short", lambda _path: True)
+            with pytest.raises(StoreUnavailable, match=error):
+                stores.enter_context(closing(SQLiteStore(roomy, durability="normal"))).maintain(now=time.time())
+        store = stores.enter_context(closing(SQLiteStore(roomy, durability="normal")))
+        store.maintain(now=time.time() + mending.LOOK_EVERY)
+        works_through(store, 71)
+
+
+@pytest.mark.parametrize("place", [0, 18, "CREATE TABLE tickets"])
+@pytest.mark.parametrize("running", [False, True], ids=["at the start", "in use"])
+def test_a_damaged_line_of_another_version_is_left_to_that_version(
+    path: Path, place: int | str, *, running: bool
+) -> None:
+    """Catches: an old process that empties what a new one can mend, or alone can read."""
+    with ExitStack() as stores:
+        store = stores.enter_context(closing(SQLiteStore(path, durability="normal"))) if running else None
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute(f"PRAGMA user_version = {opening.SCHEMA_VERSION + 1}")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        change(path, place if isinstance(place, int) else path.read_bytes().index(place.encode()) + 1, 1)
+        content = path.read_bytes()
+        for later in (0, 60):
+            with pytest.raises(StoreMismatch, match="a newer version"):
+                SQLiteStore(path)
+            if store is not None:
+                store._connections.broken = True
+                with pytest.raises(StoreMismatch, match="a newer version"):
+                    store.maintain(now=time.time() + later)
+        assert path.read_bytes() == content
+        assert copies.aside(path) == []
+
+
 def test_no_descriptor_is_left_of_a_file_that_was_replaced(tmp_path: Path) -> None:
     """Catches: the space of a removed file that is not given back."""
     file = tmp_path / "file"
@@ -848,7 +959,7 @@ def test_no_descriptor_is_left_of_a_file_that_was_replaced(tmp_path: Path) -> No
     file.unlink()
     file.write_bytes(b"other")
     assert beside.content(file) == b"other"
-    assert beside.descriptor(file) == before  # the number is free again
+    assert beside.descriptor(file) == before  # the lowest number that is free
     beside._descriptors.pop(file)
     os.close(before)
 

@@ -75,7 +75,7 @@ class Connection(sqlite3.Connection):
     """A connection that knows whether it waits for the disk at each commit."""
 
     full = True  # as SQLite has it
-    #: Which of the files that had this path it is open on.
+    #: Once the others have a later one it is closed: another file has the path, or this one would only be read.
     generation = 0
 
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
@@ -249,8 +249,7 @@ class Connections(forks.Forkable):
             self.refuse_moved()
         except BaseException as error:
             _roll_back(connection)
-            if _is_read_only(error):
-                connection.generation = -1  # one that is open stays so, also when the reason is gone
+            self._drop_read_only(error)
             if isinstance(error, (sqlite3.Error, OSError, Tripped)):
                 raise self.failed(error) from error
             raise
@@ -265,9 +264,17 @@ class Connections(forks.Forkable):
             with self.reading:
                 return patiently(lambda: connection.execute(sql, parameters).fetchall(), self.patience)
         except (sqlite3.Error, Tripped) as error:
+            self._drop_read_only(error)
             raise self.failed(error) from error
         finally:
             self._give(connection)
+
+    def _drop_read_only(self, error: BaseException) -> None:
+        """Close what is open if SQLite only reads: that stays so on each connection, also when the reason is gone."""
+        if _is_read_only(error):
+            with self._lock:
+                self._generation += 1
+                self._close_idle()
 
     def failed(self, error: Exception) -> StoreUnavailable:
         """Return what to raise for an error, and remember if it tells of damage."""

@@ -13,17 +13,21 @@ from contextlib import closing
 from pathlib import Path
 
 from wsgi_admission.stores.beside import content, descriptor
-from wsgi_admission.stores.opening import APPLICATION_ID, SCHEMA_VERSION, empty
+from wsgi_admission.stores.opening import APPLICATION_ID, SCHEMA_VERSION, empty, mismatch
 
 # The size of the pages of every database that we make, and what follows the header in one that has no tables.
 _PAGE = 4096
 _EMPTY = struct.pack(">BHHHB", 13, 0, 0, _PAGE, 0)
 # Of the header: what is the same in all of ours, and where what follows the size, the free pages and the cookie is so.
 _CONSTANT, _CONSTANT_TOO = slice(0, 24), slice(56, 72)
+# Where our own numbers are: the version but for its last byte, and whose the file is; and where that byte is.
+_VERSION, _LAST, _APPLICATION = slice(60, 63), 63, slice(68, 72)
 # Where the version is that SQLite must know to write, and the newest that it knows.
 _WRITE_VERSION, _NEWEST = 18, 2
 # Sizes in the log and its index.
 _LOG_HEADER, _FRAME_HEADER, _INDEX_HEADER, _INDEX_BLOCK = 32, 24, 136, 32 << 10
+# Where in the log's header the salts are that each frame of it repeats.
+_LOG_SALTS = 16
 
 
 def give(path: Path, *, anew: bool = False) -> None:
@@ -39,6 +43,15 @@ def give(path: Path, *, anew: bool = False) -> None:
             hardly = found[_CONSTANT_TOO] == ours[_CONSTANT_TOO]
             os.pwrite(opened, ours[_CONSTANT] if hardly else ours, place)
         os.fsync(opened)
+
+
+def refuse_other_version(path: Path) -> None:
+    """Raise `StoreMismatch` if what is left of the header says that the database is one of another version of ours."""
+    ours = _header()
+    for _, _, found in _first_pages(path):
+        same = [found[part] == ours[part] for part in (_VERSION, _APPLICATION)]
+        if all(same) and found[_LAST : _LAST + 1] != ours[_LAST : _LAST + 1]:
+            raise mismatch(path, int.from_bytes(found[_LAST - 3 : _LAST + 1], "big"))
 
 
 def forbids_writing(path: Path) -> bool:
@@ -73,8 +86,17 @@ def _first_page_in_log(path: Path) -> list[tuple[Path, int]]:
     pages = array("I", index[_INDEX_HEADER : _INDEX_BLOCK // 2])
     for block in range(_INDEX_BLOCK, len(index), _INDEX_BLOCK):
         pages.frombytes(index[block : block + _INDEX_BLOCK // 2])
+    log = Path(f"{path}-wal")
     newest = [frame for frame, page in enumerate(pages[:frames]) if page == 1][-1:]
-    return [(Path(f"{path}-wal"), _LOG_HEADER + frame * (_FRAME_HEADER + _PAGE) + _FRAME_HEADER) for frame in newest]
+    places = [_LOG_HEADER + frame * (_FRAME_HEADER + _PAGE) + _FRAME_HEADER for frame in newest]
+    return [(log, place) for place in places if _is_first_page(log, place)]
+
+
+def _is_first_page(log: Path, place: int) -> bool:
+    """Whether a frame of the log, as it is now, has the first page; an index may be left over from another log."""
+    opened = descriptor(log)
+    frame = os.pread(opened, _FRAME_HEADER, place - _FRAME_HEADER)
+    return frame[:4] == b"\0\0\0\1" and frame[8:16] == os.pread(opened, 8, _LOG_SALTS)
 
 
 def _header() -> bytes:

@@ -9,14 +9,16 @@ A file whose header is broken, or that was emptied, is none that SQLite would op
 others the log that they have open.  So it first gets a new header, in its place: if nothing else is wrong that is all
 it needs.  So does one by which SQLite only reads.
 
-What was in the line is lost with it; the copy is for whoever wants to save what can be read.  Until the mending has
-succeeded there is one copy, which the next attempt uses again or replaces.
+What can be told from the rest is put right: our numbers in the header, the schema, the indexes, and by VACUUM the
+lists of pages.  If that is not enough, what was in the line is lost; the copy is for whoever wants to save what can be
+read.  Until the mending has succeeded there is one copy, which the next attempt uses again or replaces.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import sqlite3
 from contextlib import closing, suppress
 from enum import Enum
@@ -25,8 +27,16 @@ from pathlib import Path
 from wsgi_admission.stores import copies, headers
 from wsgi_admission.stores.beside import is_emptied
 from wsgi_admission.stores.checkpoints import host_lock
-from wsgi_admission.stores.connections import is_damage, opened
-from wsgi_admission.stores.opening import APPLICATION_ID, SCHEMA_VERSION, empty, has_wrong_number, refuse_version
+from wsgi_admission.stores.connections import is_broken, is_damage, opened
+from wsgi_admission.stores.opening import (
+    APPLICATION_ID,
+    SCHEMA_VERSION,
+    empty,
+    has_wrong_number,
+    refuse_other_version,
+    refuse_version,
+)
+from wsgi_admission.stores.room import is_short
 
 log = logging.getLogger("wsgi_admission.stores")
 
@@ -35,6 +45,13 @@ _SCHEMA = "SELECT CAST(name AS BLOB), CAST(type AS BLOB), CAST(sql AS BLOB) FROM
 LOOK_EVERY = 24 * 3600.0
 #: ... and the largest that is looked through so, in bytes: about as many as take a second.
 LOOKED_THROUGH = 256 << 20
+
+
+# What SQLite says of pages that are accounted for wrongly, while all that is on them can be read; and as good as all.
+_ACCOUNTS = re.compile(
+    r"\*\*\* in database|Main freelist: |Page \d+ is never used|max rootpage|Bad ptr map entry|Failed to read ptrmap"
+)
+_ALL_FAULTS = 1_000_000
 
 
 class Look(Enum):
@@ -93,6 +110,7 @@ def _mend(path: Path, patience: float) -> str | None:
     connection = _open(path, patience)
     if connection is None:
         what = "the header"
+        headers.refuse_other_version(path)
         copies.begin(path)
         headers.give(path)
         copies.stamp(path)
@@ -101,7 +119,7 @@ def _mend(path: Path, patience: float) -> str | None:
             raise sqlite3.DatabaseError("the database has no header again")
     with closing(connection):
         if not _is_sound(connection, path):
-            what = "the header or an index"
+            what = "an index, the header or the list of pages"
             if not _is_mended_in_place(connection, path):
                 _begin_anew(connection, path)
         if copies.is_begun(path):
@@ -112,7 +130,10 @@ def _mend(path: Path, patience: float) -> str | None:
 
 
 def _is_mended_in_place(connection: sqlite3.Connection, path: Path) -> bool:
-    """Copy the database while nobody writes, and put right its numbers and indexes; return whether that was all."""
+    """Copy the database while nobody writes, and put right what can be told from the rest; return whether that was all.
+
+    :raises sqlite3.Error: when it cannot be done just now.
+    """
     try:
         connection.execute("BEGIN IMMEDIATE")
     except sqlite3.DatabaseError as error:
@@ -120,18 +141,46 @@ def _is_mended_in_place(connection: sqlite3.Connection, path: Path) -> bool:
             raise
     try:
         copies.begin(path)
-        with suppress(sqlite3.DatabaseError):
-            if has_wrong_number(connection):
-                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            connection.execute("REINDEX")
-            if not _missing(connection) and _is_whole(connection):
-                connection.execute("COMMIT")
-                return True
     finally:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
+    for step in (_set_numbers, _reindex, _vacuum):
+        try:
+            if step(connection) and _is_sound(connection, path):
+                return True
+        except sqlite3.DatabaseError as error:
+            if not (is_broken(error) or isinstance(error, sqlite3.IntegrityError) or _is_beyond_the_end(error, path)):
+                raise
     return False
+
+
+def _set_numbers(connection: sqlite3.Connection) -> bool:
+    """Say again whose the database is; return whether anything was done."""
+    if not has_wrong_number(connection):
+        return False
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    return True
+
+
+def _reindex(connection: sqlite3.Connection) -> bool:
+    """Make the indexes anew."""
+    connection.execute("REINDEX")
+    return True
+
+
+def _vacuum(connection: sqlite3.Connection) -> bool:
+    """Write everything anew if nothing is wrong but how the pages are accounted for; return whether it was done."""
+    found = connection.execute(f"PRAGMA integrity_check({_ALL_FAULTS})").fetchall()
+    if not all(_ACCOUNTS.match(line) for (text,) in found for line in text.splitlines()):
+        return False
+    connection.execute("VACUUM")
+    return True
+
+
+def _is_beyond_the_end(error: sqlite3.Error, path: Path) -> bool:
+    """Whether SQLite calls a disk full that is not: the list of free pages leads beyond the end of the file."""
+    return is_damage(error) and not is_short(path)
 
 
 def _begin_anew(connection: sqlite3.Connection, path: Path) -> None:
@@ -155,7 +204,7 @@ def _empty(connection: sqlite3.Connection, path: Path) -> None:
         try:
             nothing.backup(connection)
         except sqlite3.DatabaseError as error:
-            if not is_damage(error):
+            if not (is_broken(error) or _is_beyond_the_end(error, path)):
                 raise
             headers.give(path, anew=True)
             copies.stamp(path)
@@ -189,6 +238,7 @@ def _is_sound(connection: sqlite3.Connection, path: Path) -> bool:
     :raises StoreMismatch: when the schema is that of another version of this package.
     """
     try:
+        refuse_other_version(connection, path)
         if has_wrong_number(connection):
             return False
         if not _has_schema(connection) and not _is_mended(connection, path):
@@ -204,8 +254,11 @@ def _has_schema(connection: sqlite3.Connection) -> bool:
     return not _missing(connection)
 
 
-def _missing(connection: sqlite3.Connection) -> list[tuple[bytes, bytes, bytes]]:
-    """Return (name, type, statement) of everything of ours that is not there as it should be."""
+def _missing(connection: sqlite3.Connection) -> list[tuple[bytes, bytes, bytes | None]]:
+    """Return (name, type, statement) of everything of ours that is not there as it should be.
+
+    An index that comes with its table has no statement.
+    """
     with closing(empty()) as ours:
         return list(set(ours.execute(_SCHEMA)) - set(connection.execute(_SCHEMA)))
 
@@ -236,7 +289,7 @@ def _is_mended(connection: sqlite3.Connection, path: Path) -> bool:
         connection.execute(f"PRAGMA schema_version = {cookie + 1}")
         connection.execute("PRAGMA writable_schema = RESET")
         for _, kind, statement in _missing(connection):
-            if kind == b"index":  # somebody has removed it
+            if kind == b"index" and statement is not None:  # somebody has removed it
                 connection.execute(statement.decode())
         mended = _has_schema(connection) and _is_whole(connection)
         connection.execute("COMMIT" if mended else "ROLLBACK")

@@ -201,8 +201,9 @@ def _looks_ours(connection: sqlite3.Connection, path: Path) -> bool:
 def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
     """Whether the schema is there; False for a new file."""
     numbers = _numbers(connection)
+    refuse_other_version(connection, path)  # before the schema is read, which may be one that this SQLite cannot read
     ((tables,),) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchall()
-    if (*numbers, tables) == (0, 0, 0):
+    if tables == 0 and numbers == (0, 0):
         return False
     refuse_version(connection, path)
     return True
@@ -230,14 +231,25 @@ def refuse_version(connection: sqlite3.Connection, path: Path) -> None:
     """
     if has_wrong_number(connection):
         raise sqlite3.DatabaseError("database disk image is malformed: a byte of its header is wrong")
-    application, version = _numbers(connection)
+    application, _ = _numbers(connection)
     if application != APPLICATION_ID:
         raise StoreError(f"{path} is a database of another program.")
-    if version != SCHEMA_VERSION:
-        raise StoreMismatch(
-            f"{path} has schema {version}, written by {'a newer' if version > SCHEMA_VERSION else 'an older'} version "
-            f"of this package; this one works with schema {SCHEMA_VERSION}."
-        )
+    refuse_other_version(connection, path)
+
+
+def refuse_other_version(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise `StoreMismatch` if the database is ours for certain, and of another version."""
+    application, version = _numbers(connection)
+    if application == APPLICATION_ID and version != SCHEMA_VERSION and not has_wrong_number(connection):
+        raise mismatch(path, version)
+
+
+def mismatch(path: Path, version: int) -> StoreMismatch:
+    """Return what to raise for a database of another version."""
+    return StoreMismatch(
+        f"{path} has schema {version}, written by {'a newer' if version > SCHEMA_VERSION else 'an older'} version "
+        f"of this package; this one works with schema {SCHEMA_VERSION}."
+    )
 
 
 def statements(text: str) -> list[str]:

@@ -68,18 +68,23 @@ class Upkeep:
         """
         if self._connections.moved:
             self._begin_anew()
-        if self._connections.read_only:  # on a disk that is so there is nothing to look for
-            self._connections.read_only = False
-            self._connections.broken = self._connections.broken or self._forbids_writing()
+            if self._connections.moved:
+                return  # somebody else is at it
+        if self._connections.read_only:
+            self._look_at_header()
         broken = self._connections.broken or is_emptied(self._path)
         due = broken or self._connections.damaged or mending.due(self._path, self._opened, now=now)
         if due and abs(now - self._looked) >= (min(self._pause, RETRY) if broken else self._pause):
             self._look(now)
         self._checkpointer.maintain(now=now)
 
-    def _forbids_writing(self) -> bool:
+    def _look_at_header(self) -> None:
+        """Find out whether it is the file itself by which SQLite only reads; on a disk that is so nothing is broken."""
         try:
-            return headers.forbids_writing(self._path)
+            with host_lock(f"{self._path}-lock") as held:
+                if held:
+                    self._connections.read_only = False
+                    self._connections.broken = self._connections.broken or headers.forbids_writing(self._path)
         except OSError as error:
             raise unavailable(self._path, error) from error
 
