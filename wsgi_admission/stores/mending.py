@@ -251,7 +251,12 @@ def _is_sound(connection: sqlite3.Connection, path: Path) -> bool:
 
 
 def _has_schema(connection: sqlite3.Connection) -> bool:
-    return not _missing(connection)
+    try:
+        return not _missing(connection)
+    except sqlite3.DatabaseError as error:
+        if "malformed database schema" in str(error):  # the text of a statement
+            return False
+        raise
 
 
 def _missing(connection: sqlite3.Connection) -> list[tuple[bytes, bytes, bytes | None]]:
@@ -268,18 +273,16 @@ def _is_whole(connection: sqlite3.Connection) -> bool:
 
 
 def _is_mended(connection: sqlite3.Connection, path: Path) -> bool:
-    """Put right a schema that was changed in a database whose content is whole; return whether that could be done.
+    """Put right a schema that was changed, if the content is whole then; return whether that could be done.
 
     A wrong byte in the text of a statement, or a column that somebody added, costs no ticket: the content is as our
     statements say.  https://www.sqlite.org/pragma.html#pragma_writable_schema
     """
     refuse_version(connection, path)
-    if not _is_whole(connection):
-        return False
-    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("PRAGMA writable_schema = ON")  # by which SQLite also reads one that it does not understand
     try:
+        connection.execute("BEGIN IMMEDIATE")
         ((cookie,),) = connection.execute("PRAGMA schema_version").fetchall()
-        connection.execute("PRAGMA writable_schema = ON")
         for name, kind, statement in _missing(connection):
             connection.execute(
                 "UPDATE sqlite_master SET sql = CAST(? AS TEXT) "
