@@ -953,6 +953,16 @@ def test_a_damaged_line_of_another_version_is_left_to_that_version(
         assert copies.aside(path) == []
 
 
+def test_looking_through_a_sound_database_leaves_nothing_open(path: Path) -> None:
+    """Catches: a disk that cannot be unmounted although the store is closed."""
+    before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names, of what comes and goes
+    with closing(SQLiteStore(path, durability="normal")) as store:
+        store.maintain(now=time.time())
+        store._connections.broken = True
+        store.maintain(now=time.time() + mending.LOOK_EVERY)
+    assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 - as above
+
+
 def test_no_descriptor_is_left_of_a_file_that_was_replaced(tmp_path: Path) -> None:
     """Catches: the space of a removed file that is not given back."""
     file = tmp_path / "file"

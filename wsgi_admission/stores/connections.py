@@ -158,7 +158,7 @@ def is_damage(error: BaseException) -> bool:
     return is_broken(error) or (isinstance(error, sqlite3.DatabaseError) and bool(_PERHAPS.search(str(error))))
 
 
-def _is_read_only(error: BaseException) -> bool:
+def is_read_only(error: BaseException) -> bool:
     """Whether SQLite says that it may not write: the system does not let it, or so it reads in the header."""
     return isinstance(error, sqlite3.OperationalError) and "readonly database" in str(error)
 
@@ -271,7 +271,7 @@ class Connections(forks.Forkable):
 
     def _drop_read_only(self, error: BaseException) -> None:
         """Close what is open if SQLite only reads: that stays so on each connection, also when the reason is gone."""
-        if _is_read_only(error):
+        if is_read_only(error):
             with self._lock:
                 self._generation += 1
                 self._close_idle()
@@ -279,7 +279,7 @@ class Connections(forks.Forkable):
     def failed(self, error: Exception) -> StoreUnavailable:
         """Return what to raise for an error, and remember if it tells of damage."""
         self.damaged = self.damaged or is_damage(error)
-        self.read_only = self.read_only or _is_read_only(error)
+        self.read_only = self.read_only or is_read_only(error)
         self.broken = self.broken or is_broken(error)
         return unavailable(self.path, error)
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from wsgi_admission.stores import copies, headers
 from wsgi_admission.stores.beside import is_emptied
 from wsgi_admission.stores.checkpoints import host_lock
-from wsgi_admission.stores.connections import is_broken, is_damage, opened
+from wsgi_admission.stores.connections import is_broken, is_damage, is_read_only, opened
 from wsgi_admission.stores.opening import (
     APPLICATION_ID,
     SCHEMA_VERSION,
@@ -213,15 +213,15 @@ def _empty(connection: sqlite3.Connection, path: Path) -> None:
 
 def _open(path: Path, patience: float) -> sqlite3.Connection | None:
     """Open a connection, whatever the content is; return None if SQLite takes the file for none to write to."""
-    if headers.forbids_writing(path):
-        return None
     connection = opened(path, timeout=patience)
     try:
         connection.execute("PRAGMA wal_autocheckpoint = 0")
         # Not before: as in `connections.connect`, SQLite reads the file with the next statement.
         if not is_emptied(path):
             connection.execute("PRAGMA schema_version").fetchone()
-            return connection
+            # Asked first: what is opened beside SQLite stays open.
+            if not (_only_reads(connection) and headers.forbids_writing(path)):
+                return connection
     except sqlite3.DatabaseError as error:
         if "not a database" not in str(error) and "unsupported file" not in str(error):
             if is_damage(error):
@@ -230,6 +230,19 @@ def _open(path: Path, patience: float) -> sqlite3.Connection | None:
             raise
     connection.close()
     return None
+
+
+def _only_reads(connection: sqlite3.Connection) -> bool:
+    """Whether SQLite refuses to write, and not because somebody else does."""
+    try:
+        connection.execute("BEGIN IMMEDIATE")  # it begins where nothing can be written, too
+        connection.execute("PRAGMA user_version = 0")
+    except sqlite3.OperationalError as error:
+        return is_read_only(error)
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+    return False
 
 
 def _is_sound(connection: sqlite3.Connection, path: Path) -> bool:
