@@ -129,7 +129,8 @@ def test_a_fetch_gets_the_answer_of_the_app(browser: Browser, site: Server) -> N
         names = page.evaluate("seen.map(([name]) => name)")
         assert (names[0], names[-1]) == ("queued", "done")
         ticket = page.evaluate("seen[0][1]")
-        assert (ticket["status"], ticket["position"]) == ("queued", 1)
+        assert ticket["status"] == "queued"
+        assert ticket["position"] in (1, None)  # no place is told at once if the store was slow
         assert ticket["message"]
         assert page.evaluate("seen.at(-1)[1].status") == "completed"
         assert page.evaluate("WSGIAdmission.tickets()") == []
