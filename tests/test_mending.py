@@ -587,7 +587,7 @@ def test_a_full_disk_is_no_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_schema_that_is_no_text_any_more_is_mended(path: Path, of: bytes, *, started: bool) -> None:
     """Catches: an error of Python's in the place of SQLite's, which nobody takes for damage."""
     first = path.read_bytes().index(of)
-    for place in range(first, first + len(of) + 60, 5):
+    for place in range(first, first + len(of) + 60, 13):
         damaged = Path(shutil.copytree(path.parent, path.parent / "damaged", ignore=lambda *_: ["damaged"])) / path.name
         with ExitStack() as stores:
             store = stores.enter_context(closing(SQLiteStore(damaged, durability="normal"))) if started else None
@@ -748,7 +748,7 @@ def test_a_broken_header_alone_loses_no_ticket(path: Path) -> None:
 
 # Bytes of the header: the version that SQLite must know to write, and our numbers, but for the last of the version.
 TELLING = [18, *range(60, 63), *range(68, 72)]
-WRONG = [pytest.param(place, change, id=f"{place}-{change:08b}") for place in TELLING for change in (1, 16, 128, 255)]
+WRONG = [pytest.param(place, change, id=f"{place}-{change:08b}") for place in TELLING for change in (1, 255)]
 
 
 def change(path: Path, place: int, bits: int) -> None:
