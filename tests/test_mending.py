@@ -953,6 +953,20 @@ def test_a_damaged_line_of_another_version_is_left_to_that_version(
         assert copies.aside(path) == []
 
 
+def test_the_header_is_not_read_beside_somebody_who_mends_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a descriptor that one thread closes while another writes a header through it."""
+    looks: list[Path] = []
+    monkeypatch.setattr(headers, "forbids_writing", looks.append)
+    with closing(SQLiteStore(path, durability="normal")) as store:
+        store.maintain(now=time.time())
+        store._connections.failed(sqlite3.OperationalError("attempt to write a readonly database"))
+        with checkpoints.host_lock(f"{path}-lock"):
+            store.maintain(now=time.time())
+        assert looks == []
+        store.maintain(now=time.time())
+    assert looks == [path]
+
+
 def test_looking_through_a_sound_database_leaves_nothing_open(path: Path) -> None:
     """Catches: a disk that cannot be unmounted although the store is closed."""
     before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names, of what comes and goes

@@ -22,8 +22,8 @@ _EMPTY = struct.pack(">BHHHB", 13, 0, 0, _PAGE, 0)
 _CONSTANT, _CONSTANT_TOO = slice(0, 24), slice(56, 72)
 # Where our own numbers are: the version but for its last byte, and whose the file is; and where that byte is.
 _VERSION, _LAST, _APPLICATION = slice(60, 63), 63, slice(68, 72)
-# Where the version is that SQLite must know to write, and the newest that it knows.
-_WRITE_VERSION, _NEWEST = 18, 2
+# Where the version is that SQLite must know to write.
+_WRITE_VERSION = 18
 # Sizes in the log and its index.
 _LOG_HEADER, _FRAME_HEADER, _INDEX_HEADER, _INDEX_BLOCK = 32, 24, 136, 32 << 10
 # Where in the log's header the salts are that each frame of it repeats.
@@ -60,12 +60,11 @@ def forbids_writing(path: Path) -> bool:
     :raises OSError: when that cannot be told.
     """
     right = _header()[_CONSTANT]
-    return any(
-        found[_WRITE_VERSION : _WRITE_VERSION + 1] > bytes([_NEWEST])
-        and found[:_WRITE_VERSION] == right[:_WRITE_VERSION]
-        and found[_CONSTANT][_WRITE_VERSION + 1 :] == right[_WRITE_VERSION + 1 :]
-        for _, _, found in _first_pages(path)
-    )
+    for _, _, found in _first_pages(path):
+        wrong = [place for place, pair in enumerate(zip(found, right, strict=False)) if pair[0] != pair[1]]
+        if wrong == [_WRITE_VERSION] and found[_WRITE_VERSION] > right[_WRITE_VERSION]:
+            return True
+    return False
 
 
 def _first_pages(path: Path) -> list[tuple[int, int, bytes]]:

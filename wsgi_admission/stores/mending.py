@@ -46,7 +46,6 @@ LOOK_EVERY = 24 * 3600.0
 #: ... and the largest that is looked through so, in bytes: about as many as take a second.
 LOOKED_THROUGH = 256 << 20
 
-
 # What SQLite says of pages that are accounted for wrongly, while all that is on them can be read; and as good as all.
 _ACCOUNTS = re.compile(
     r"\*\*\* in database|Main freelist: |Page \d+ is never used|max rootpage|Bad ptr map entry|Failed to read ptrmap"
@@ -82,7 +81,7 @@ def due(path: Path, opened: float, *, now: float) -> bool:
 
 
 def mend(path: Path, *, patience: float) -> Look:
-    """Look whether the database is damaged; if it is, put a copy aside and empty it.
+    """Look whether the database is damaged; if it is, put a copy aside, and mend it or begin the line anew.
 
     :param patience: seconds to wait while others keep the file locked.
     :raises OSError: when the copy cannot be made: then nothing is emptied.
@@ -228,6 +227,9 @@ def _open(path: Path, patience: float) -> sqlite3.Connection | None:
                 return connection
             connection.close()
             raise
+    except OSError:
+        connection.close()
+        raise
     connection.close()
     return None
 
